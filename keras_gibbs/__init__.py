@@ -1,0 +1,37 @@
+"""Stochastic pruning for Keras 3, inside `model.fit`."""
+
+import importlib.metadata
+
+from keras_gibbs import sampling as sampling
+from keras_gibbs.callbacks import GibbsPruningCallback as GibbsPruningCallback
+from keras_gibbs.energies import FilterCoupling as FilterCoupling
+from keras_gibbs.energies import Hamiltonian as Hamiltonian
+from keras_gibbs.energies import Independent as Independent
+from keras_gibbs.energies import KernelCoupling as KernelCoupling
+from keras_gibbs.export import ExportReport as ExportReport
+from keras_gibbs.export import export_saved_model as export_saved_model
+from keras_gibbs.export import export_tflite as export_tflite
+from keras_gibbs.layers import Pruned as Pruned
+from keras_gibbs.methods import Fixed as Fixed
+from keras_gibbs.methods import Gibbs as Gibbs
+from keras_gibbs.methods import Magnitude as Magnitude
+from keras_gibbs.model import prune as prune
+from keras_gibbs.model import pruned_layers as pruned_layers
+from keras_gibbs.model import sparsity as sparsity
+from keras_gibbs.model import strip_pruning as strip_pruning
+from keras_gibbs.schedules import Constant as Constant
+from keras_gibbs.schedules import Geometric as Geometric
+from keras_gibbs.schedules import Linear as Linear
+from keras_gibbs.schedules import Polynomial as Polynomial
+from keras_gibbs.schedules import Schedule as Schedule
+from keras_gibbs.structures import Filter as Filter
+from keras_gibbs.structures import Kernel as Kernel
+from keras_gibbs.structures import Structure as Structure
+from keras_gibbs.structures import Unstructured as Unstructured
+from keras_gibbs.summaries import Summary as Summary
+from keras_gibbs.summaries import summary as summary
+
+try:
+    __version__ = importlib.metadata.version("keras_gibbs")
+except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "unknown"

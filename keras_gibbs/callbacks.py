@@ -1,0 +1,149 @@
+"""Move the schedules of a pruned model while it trains, and log what happens."""
+
+import warnings
+
+import keras
+
+from keras_gibbs.model import distribute, pruned_layers, sparsity
+
+FEW_UPDATES = 5  # a schedule moved fewer times than this between its begin and its end jumps rather than anneals
+MANY_EPOCHS = 20  # from so many epochs on, "auto" moves schedules once an epoch
+
+
+class GibbsPruningCallback(keras.callbacks.Callback):
+    """Anneals a pruned model during `fit`; it serves every method.
+
+    Schedules move with the progress of training: 0 when the first epoch begins, 1 when `fit` has ended. Progress honours `initial_epoch`, so a run
+    that is resumed goes on where it was. When the horizon has ended the model keeps its final state, also in a later `fit` (fine-tuning).
+
+    At the end of every epoch `sparsity` (of the deterministic masks, over all kernels) and the method's own figures, averaged over the layers, join the
+    logs: for Gibbs `beta`, `kept` (fraction of a random sample that is kept) and `energy` (per group). History always sees them; list CSVLogger
+    and TensorBoard after this callback and they do too.
+
+    Args:
+        update_freq: When schedules move: `"epoch"`, `"batch"`, or an int, every so many batches. `"auto"` is per epoch in a run of 20 epochs or more,
+            else per batch. With `steps_per_execution=n` batches come n at a time.
+        epochs: The horizon: the number of epochs over which progress goes from 0 to 1. By default the `epochs` of the `fit`; a larger number
+            spreads the schedules over several calls with `initial_epoch`.
+        restart: True to begin again with a model whose horizon has ended.
+
+    Raises:
+        ValueError: For an `update_freq` or `epochs` that is none of these, and when `fit` begins on a model with nothing wrapped.
+
+    Example:
+
+    >>> pruned.fit(x, y, epochs=60, callbacks=[kg.GibbsPruningCallback()])
+    """
+
+    def __init__(self, update_freq="auto", epochs: int | None = None, restart: bool = False):
+        super().__init__()
+        by_name = update_freq in ("auto", "epoch", "batch")
+        if not by_name and (isinstance(update_freq, bool) or not isinstance(update_freq, int) or update_freq < 1):
+            raise ValueError(f"`update_freq` must be 'auto', 'epoch', 'batch' or a positive number of batches. Received: update_freq={update_freq!r}.")
+        if epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1):
+            raise ValueError(f"`epochs` must be a positive int, the horizon of the schedules, or None for that of `fit`. Received: epochs={epochs!r}.")
+        self.update_freq = update_freq
+        self.epochs = epochs
+        self.restart = restart
+        self._told = False
+
+    def on_train_begin(self, logs=None):
+        layers = pruned_layers(self.model)
+        if not layers:
+            raise ValueError(
+                f"`GibbsPruningCallback` found nothing to prune in model {self.model.name!r}: wrap it first with `pruned = keras_gibbs.prune(model, method)`"
+                " and call `fit` on the result."
+            )
+        self._layers = layers
+        self._sparsity_moves = any("sparsity" in _moving(layer.method) for layer in layers)
+        self._horizon = self.epochs or self.params["epochs"]
+        self._steps = self.params.get("steps")
+        self._epoch, self._last_epoch = None, None
+        self._over = not self.restart and all(layer.progress >= 1.0 for layer in layers)
+        if self._over and not self._told:
+            self._told = True
+            warnings.warn(
+                "The schedules of this model ended in an earlier `fit`: they stay at their end, and this `fit` trains on under the final state. To begin "
+                "again, pass `GibbsPruningCallback(restart=True)`.",
+                stacklevel=2,
+            )
+        if not self._over:
+            self._warn_of_jumps(layers)
+
+    def _every(self):
+        """After how many batches schedules move; None for once an epoch."""
+        if self.update_freq == "epoch" or (self.update_freq == "auto" and self._horizon >= MANY_EPOCHS):
+            return None
+        return self.update_freq if isinstance(self.update_freq, int) else 1
+
+    def _warn_of_jumps(self, layers):
+        every = self._every()
+        if every and not self._steps:
+            return  # the number of steps is not known yet
+        updates = self._horizon if not every else self._horizon * self._steps // every
+        for name, schedule in {item for layer in layers for item in layer.method.schedules().items()}:
+            if schedule.span is None:
+                continue
+            moves = (schedule.span[1] - schedule.span[0]) * updates
+            if moves < FEW_UPDATES:
+                warnings.warn(
+                    f"The schedule of `{name}`, {schedule!r}, moves {int(moves)} times only in this training of {self._horizon} epochs: it jumps to its end. "
+                    "Train longer, stretch the schedule, or move it more often with `GibbsPruningCallback(update_freq='batch')`.",
+                    stacklevel=3,
+                )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        self._move(epoch / self._horizon)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        every = self._every()
+        if every and self._steps and batch and batch // every > (batch - self._stride(batch)) // every:
+            self._move((self._epoch + batch / self._steps) / self._horizon)
+        self._last_batch = batch
+
+    def _stride(self, batch):
+        """Batches since the last call: more than one with `steps_per_execution`."""
+        return batch - self._last_batch if batch > getattr(self, "_last_batch", 0) else 1
+
+    def on_test_begin(self, logs=None):
+        if self.model is not None:
+            distribute(self.model)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._last_epoch = epoch
+        self._steps = self._steps or self.params.get("steps")
+        if logs is not None:
+            logs.update(self._figures())
+
+    def on_train_end(self, logs=None):
+        if self._last_epoch is None:
+            return  # not one epoch was trained
+        # An `epochs` of our own may reach beyond this fit; without one, the end of `fit` is the end, early or not.
+        self._move(1.0 if self.epochs is None else (self._last_epoch + 1) / self.epochs)
+        distribute(self.model)
+
+    def _move(self, progress):
+        if self._over:
+            return
+        progress = min(1.0, progress)
+        model = self.model  # on JAX this access is what hands the state of training to the layers, and takes it back
+        for layer in self._layers:
+            layer.anneal(progress)
+        if not self._every() or self._sparsity_moves:
+            distribute(model, self._layers)
+
+    def _figures(self):
+        figures = [layer.figures() for layer in pruned_layers(self.model)]
+        names = dict.fromkeys(name for row in figures for name in row)
+        means = {name: _mean(row[name] for row in figures if name in row) for name in names}
+        return {"sparsity": sparsity(self.model), **means}
+
+
+def _moving(method):
+    return {name for name, schedule in method.schedules().items() if schedule.span is not None}
+
+
+def _mean(values):
+    values = list(values)
+    return sum(values) / len(values)

@@ -1,0 +1,178 @@
+"""Walk the layers of a model, and copy a model with some of its layers replaced."""
+
+import inspect
+from collections.abc import Callable, Iterator
+
+import keras
+from keras import tree
+
+FUNCTIONAL = type(keras.Model(*[keras.Input((1,), name="probe")] * 2))  # the class of a functional model is not public
+CHANNELWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D, keras.layers.PReLU)  # weights of a matrix's rank, but one per channel
+
+
+def has_graph(layer) -> bool:
+    """Whether `layer` is a model whose graph Keras knows and can rebuild: Sequential or Functional."""
+    return isinstance(layer, (keras.Sequential, FUNCTIONAL))
+
+
+def walk(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """`layer` and all layers inside it, outermost first, each once: nested models, subclassed ones, and layers held as attributes."""
+    seen = set()
+
+    def visit(layer):
+        if id(layer) not in seen:
+            seen.add(id(layer))
+            yield layer
+            for child in children(layer):
+                yield from visit(child)
+
+    yield from visit(layer)
+
+
+def children(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers directly inside `layer`: those of a model, or those another layer holds as attributes, alone or in lists and dicts."""
+    if isinstance(layer, keras.Model):
+        return layer.layers
+    held = [value for value in vars(layer).values() if isinstance(value, (keras.layers.Layer, list, tuple, dict))]
+    return [value for value in tree.flatten(held) if isinstance(value, keras.layers.Layer)]
+
+
+def leaves(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers of a Sequential or Functional model that `clone` can replace, in order, nested models entered, each once."""
+    found = {}
+    for layer in model.layers:
+        for leaf in leaves(layer) if has_graph(layer) else [layer]:
+            found.setdefault(id(leaf), leaf)
+    return list(found.values())
+
+
+def clone(model: keras.Model, replace: Callable[[keras.layers.Layer], keras.layers.Layer | None]) -> keras.Model:
+    """A new, uncompiled model of the same architecture with the same weights, names and `trainable` flags.
+
+    Args:
+        model: A built Sequential or Functional model. Nested ones are entered, shared layers stay shared, operations between layers are kept.
+        replace: Gives the built layer that takes the place of `layer`, or None for a plain copy.
+
+    Returns:
+        A model of the same class; a subclass of `keras.Model` keeps its class where its constructor is the functional one.
+    """
+    copies, models, originals = {}, [], []
+
+    def visit(layer):
+        if id(layer) not in copies:
+            copies[id(layer)] = build(layer) if has_graph(layer) else copy(layer)
+        return copies[id(layer)]
+
+    def copy(layer):
+        # An operation of the graph, or a function wrapped as a layer, has nothing to copy.
+        if not isinstance(layer, keras.layers.Layer) or isinstance(layer, keras.layers.Lambda):
+            return layer
+        copied = replace(layer)
+        if copied is None:
+            copied = type(layer).from_config(layer.get_config())
+            originals.append((layer, copied))
+        flags.append((copied, copied.trainable))
+        return copied
+
+    def build(model):
+        if isinstance(model, keras.Sequential):
+            config = model.get_config()["layers"][0]["config"]  # of its InputLayer, which `layers` does not list
+            names = ("batch_shape", "dtype", "sparse", "optional", "name")
+            inputs = keras.Input(**{name: config[name] for name in names if name in config})
+            built = keras.Sequential([inputs] + [visit(layer) for layer in model.layers], name=model.name)
+        else:
+            inputs = {id(layer.output): layer for layer in model.layers if isinstance(layer, keras.layers.InputLayer)}
+            tensors = tree.map_structure(lambda x: _input_like(inputs.get(id(x)), x), model.input)
+            built = keras.models.clone_model(_uncompiled(model), input_tensors=tensors, clone_function=visit)
+        models.append((built, model.trainable))
+        return built
+
+    flags = []
+    result = visit(model)
+    for layer, copied in originals:
+        if layer.weights:
+            copied.set_weights(layer.get_weights())
+        if hasattr(copied, "finalize_state"):  # Normalization keeps figures beside its weights
+            copied.finalize_state()
+    # Setting the flag of a model sets those of its layers: models first, the outermost one before those in it.
+    for part, trainable in models[::-1] + flags:
+        if part.trainable != trainable:
+            part.trainable = trainable
+    return result
+
+
+def _input_like(layer, tensor):
+    if layer is None:
+        return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
+    return keras.Input(batch_shape=layer.batch_shape, dtype=layer.dtype, sparse=layer.sparse, optional=layer.optional, name=layer.name)
+
+
+def _uncompiled(model):
+    """The same functional model without its compilation, which `clone_model` would copy. The layers are shared."""
+    if not model.compiled:
+        return model
+    arguments = inspect.getfullargspec(type(model).__init__).args[1:3]
+    cls = type(model) if arguments == ["inputs", "outputs"] else keras.Model
+    return cls(model.input, model.output, name=model.name)
+
+
+def at_output(model: keras.Model) -> set[int]:
+    """The ids of the layers whose output channels are the model's own.
+
+    These are the layers with weights that reach an output of the model without another matrix of weights in between: through activations,
+    normalization, pooling, reshaping, additions, depthwise convolutions.
+    """
+    found = set()
+
+    def visit(layer) -> bool:
+        """Note `layer` if it has weights; whether the way goes on behind it."""
+        if has_graph(layer):
+            return trace(layer)
+        if isinstance(layer, keras.layers.Layer) and any(len(weight.shape) >= 2 for weight in layer.weights):
+            found.add(id(layer))
+            return isinstance(layer, CHANNELWISE)
+        return True
+
+    def trace(model) -> bool:
+        """Go back from the outputs of `model`; whether one of its inputs is reached."""
+        if isinstance(model, keras.Sequential):
+            return all(visit(layer) for layer in reversed(model.layers))
+        config = model.get_config()
+        before = {layer["name"]: _names_of_tensors(layer["inbound_nodes"]) for layer in config["layers"]}
+        layers = {layer.name: layer for layer in model.layers}
+        queue, seen, reached = list(_names_of_outputs(config["output_layers"])), set(), False
+        while queue:
+            name = queue.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            if isinstance(layers.get(name), keras.layers.InputLayer):
+                reached = True
+            elif visit(layers.get(name)):
+                queue += before[name]
+        return reached
+
+    trace(model)
+    return found
+
+
+def _names_of_tensors(node):
+    """The names of the layers whose outputs enter a layer, from its serialized `inbound_nodes`."""
+    if isinstance(node, dict):
+        if "keras_history" in node:
+            yield node["keras_history"][0]
+        else:
+            for value in node.values():
+                yield from _names_of_tensors(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _names_of_tensors(value)
+
+
+def _names_of_outputs(outputs):
+    """The layer names in the serialized `output_layers`: one `[name, node, tensor]`, or a structure of them."""
+    if isinstance(outputs, (list, tuple)) and len(outputs) == 3 and isinstance(outputs[0], str):
+        yield outputs[0]
+    else:
+        for value in outputs.values() if isinstance(outputs, dict) else outputs:
+            yield from _names_of_outputs(value)

@@ -1,0 +1,304 @@
+"""The wrapper that runs a layer with a masked kernel."""
+
+import random
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_gibbs.compiled import compiled
+from keras_gibbs.configuration import register
+from keras_gibbs.methods.base import PruningMethod
+from keras_gibbs.randomness import Uniform
+from keras_gibbs.structures import DEPTHWISE, TRANSPOSED, layout_of
+from keras_gibbs.typing import Tensor
+
+SUPPORTED = (
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    *TRANSPOSED,
+    *DEPTHWISE,
+)
+NEVER = -1.0  # progress of a wrapper that no callback has moved
+
+
+def call_with(layer, variable, value, inputs, **kwargs):
+    """Call `layer` as if `variable` had `value`; nothing is written.
+
+    Returns:
+        The outputs, and the scope that holds the losses the call added and the new values of the layer's other variables.
+    """
+    # Every variable is named: a nested scope does not fall through to the outer one.
+    mapping = [(own, value if own is variable else own.value) for own in layer.variables]
+    with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
+        outputs = layer(inputs, **kwargs)
+    return outputs, scope
+
+
+@register
+class Pruned(keras.layers.Wrapper):
+    """Runs a layer with its kernel multiplied by a mask.
+
+    While training, a mask is sampled from the method at every call; at inference the method's deterministic mask is used. The layer's own kernel is
+    never overwritten: the mask is derived from it and a few scalars of state, all of them saved with the model, the state of the noise included.
+
+    Assign a kernel by hand and the next training step, load or `mask()` takes note; inference alone may use the mask's old threshold in a layer of
+    10,000 weights or more, which remembers it between steps.
+
+    Args:
+        layer: A layer with a `kernel`: Dense, EinsumDense, a convolution, transposed or depthwise convolution. A built layer keeps its weights.
+        method: A pruning method, such as `kg.Gibbs(0.9)`.
+        seed: Int, the seed of the layer's noise. By default one is drawn from Python's `random`, which `keras.utils.set_random_seed` fixes.
+        **kwargs: `name` and `trainable`, the layer's own by default.
+
+    Raises:
+        TypeError: For something that is not a Keras 3 layer, or not a method.
+        ValueError: For a layer that is already wrapped, has no supported kernel, or does not fit the method's structure.
+
+    Example:
+
+    >>> inputs = keras.Input((8, 8, 1))
+    >>> x = kg.Pruned(keras.layers.Conv2D(32, 3), kg.Gibbs(0.9))(inputs)
+    """
+
+    def __init__(self, layer, method, *, seed=None, **kwargs):
+        check_layer(layer)
+        if not isinstance(method, PruningMethod):
+            raise TypeError(f"`method` must be a pruning method such as `keras_gibbs.Gibbs(sparsity=0.9)`. Received: method={method!r}.")
+        method.check(layer, layer.kernel.shape if layer.built else None)
+        kwargs = {"name": layer.name, "trainable": layer.trainable} | kwargs
+        # The wrapper computes nothing itself: in float32 and without autocasting it reads the kernel as it is stored, also under mixed precision.
+        kwargs |= {"dtype": "float32"}
+        super().__init__(layer, autocast=False, **kwargs)
+        self.method = method
+        self.seed = random.randrange(2**63) if seed is None else int(seed)
+        self.supports_masking = layer.supports_masking
+        self._state = {}
+        if layer.built:
+            self.build()
+
+    def build(self, input_shape=None):
+        super().build(input_shape)
+        if self._state:
+            return
+        kernel = self.layer.kernel
+        self.method.check(self.layer, kernel.shape)
+        self._layout = layout_of(self.layer, len(kernel.shape))
+        # The kernel in its arranged form: channels, positions, groups.
+        self._arranged_shape = keras.ops.shape(self.method.structure.arrange(np.empty(kernel.shape, "bool"), self._layout))
+        for name, spec in self.method.state(self._arranged_shape).items():
+            self._state[name] = self._add_state(name, spec.value, spec.dtype, spec.trainable)
+        self._progress = self._add_state("progress", NEVER)
+        self._draws = self._add_state("draws", 0, "uint32")  # how many masks were drawn: the whole state of the noise
+        self._moved = self._add_state("moved", 1, "uint8")  # 1 once weights or counts have changed since `decide`
+        self._sample = compiled(self._sample_and_update)
+        self._mode = compiled(self._mode_and_update)
+        self._fresh = compiled(self._sample_afresh)
+        self._current_figures = compiled(self._figures)
+        self.built = True
+
+    def _add_state(self, name, value, dtype="float32", trainable=False):
+        value = np.asarray(value, dtype)
+        return self.add_weight(
+            name=name,
+            shape=value.shape,
+            dtype=dtype,
+            initializer=lambda shape, dtype=None: ops.convert_to_tensor(value, dtype),
+            trainable=trainable,
+            autocast=False,
+            aggregation="mean" if trainable else "only_first_replica",  # replicas draw the same masks, so their state agrees
+        )
+
+    # Masks. These functions are pure; they are compiled as a whole.
+
+    def _arrange(self, kernel):
+        return self.method.structure.arrange(kernel, self._layout)
+
+    def _restore(self, mask):
+        return self.method.structure.restore(mask, self.layer.kernel.shape, self._layout)
+
+    def _sample_and_update(self, kernel, state, draws):
+        kernel = self._arrange(kernel)
+        updates = self.method.measure(kernel, state, exact=False)
+        mask = self.method.sample(kernel, {**state, **updates}, Uniform(self.seed, draws))
+        return self._restore(mask), updates
+
+    def _mode_and_update(self, kernel, state, moved):
+        kernel = self._arrange(kernel)
+        updates = {name: state[name] for name in self.method.remembers if name in state}
+        if updates:
+            stored = updates
+            updates = ops.cond(moved > 0, lambda: self.method.decide(kernel, state), lambda: stored)
+        return self._restore(self.method.mode(kernel, {**state, **updates})), updates
+
+    def _sample_afresh(self, kernel, state, draws):
+        kernel = self._arrange(kernel)
+        state = state | self.method.measure(kernel, state, exact=True)
+        return self._restore(self.method.sample(kernel, state, Uniform(self.seed, draws)))
+
+    def _figures(self, kernel, state, draws):
+        kernel = self._arrange(kernel)
+        state = state | self.method.measure(kernel, state, exact=True)
+        return self.method.figures(kernel, state, Uniform(self.seed, draws))
+
+    def _values(self):
+        return {name: variable.value for name, variable in self._state.items()}
+
+    def _assign(self, updates):
+        for name, value in updates.items():
+            self._state[name].assign(value)
+
+    def mask(self, training: bool = False) -> Tensor:
+        """The mask as it is now.
+
+        Args:
+            training: False for the deterministic mask that inference and `strip_pruning` use; True for a fresh sample from the current state.
+
+        Returns:
+            float32 tensor in the kernel's shape, 1 where a weight is kept and 0 where it is removed.
+
+        Raises:
+            ValueError: When the layer is not built yet.
+        """
+        self._require_built()
+        kernel = ops.convert_to_tensor(self.layer.kernel)
+        if not training:
+            return self._mode(kernel, self._values(), np.uint8(1))[0]
+        mask = self._fresh(kernel, self._values(), self._draws.value)
+        self._draws.assign(self._draws.value + np.uint32(1))
+        return mask
+
+    def _require_built(self):
+        if not self.built:
+            raise ValueError(f"Layer {self.name!r} has no mask before it is built. Call it, or its model, on an input first.")
+
+    # Running the layer.
+
+    def call(self, inputs, training=None, **kwargs):
+        kernel = self.layer.kernel.value
+        frozen = ops.stop_gradient(kernel)
+        if training:
+            mask, updates = self._sample(frozen, self._values(), self._draws.value)
+            self._draws.assign(self._draws.value + ops.ones((), "uint32"))
+            self._moved.assign(ops.ones((), "uint8"))
+        else:
+            mask, updates = self._mode(frozen, self._values(), self._moved.value)
+            self._moved.assign(ops.zeros((), "uint8"))
+        self._assign(updates)
+        outputs, scope = call_with(self.layer, self.layer.kernel, kernel * mask, inputs, **kwargs)
+        for loss in scope.losses:
+            self.add_loss(loss * 1.0)  # a new tensor: the same one would be counted twice on JAX
+        for variable in self.layer.non_trainable_variables:
+            if variable is not self.layer.kernel:
+                variable.assign(scope.get_current_value(variable))
+        return outputs
+
+    def compute_output_spec(self, inputs, training=None, **kwargs):
+        return self.layer.compute_output_spec(inputs, **kwargs)
+
+    def compute_output_shape(self, input_shape):
+        return self.layer.compute_output_shape(input_shape)
+
+    # What the callback and the reports use.
+
+    @property
+    def progress(self) -> float:
+        """How far the schedules have come, in [0, 1]; negative where no callback has moved them yet."""
+        return float(self._progress.value)
+
+    @property
+    def groups(self) -> int:
+        """The number of groups of the kernel."""
+        return self._arranged_shape[2]
+
+    def anneal(self, progress: float) -> None:
+        """Move every scheduled quantity to its value at `progress` in [0, 1]."""
+        self._require_built()
+        values = self.method.anneal(progress)
+        moving = {name for name, schedule in self.method.schedules().items() if schedule.span is not None}
+        self._assign({name: values[name] for name in moving})
+        if "sparsity" in moving:
+            self._assign(self.method.targets(values, self.groups))
+            self._moved.assign(1)
+        self._progress.assign(progress)
+
+    def state(self, name: str) -> float | int:
+        """The current value of a scalar of the method's state, such as `"beta"` or `"sparsity"`."""
+        return keras.ops.convert_to_numpy(self._state[name]).item()
+
+    def scores(self) -> np.ndarray:
+        """The scores by which a ranking method compares the groups, shape `(groups,)`."""
+        return keras.ops.convert_to_numpy(self.method.scores(self._arrange(self.layer.kernel.value))).reshape(-1)
+
+    def set_kept(self, kept: int) -> None:
+        """Tell a ranking method how many groups this layer keeps."""
+        self._state["kept"].assign(kept)
+        self._moved.assign(1)
+
+    def waits(self) -> bool:
+        """Whether the method has schedules that no callback has moved."""
+        return self.progress < 0 and any(schedule.span is not None for schedule in self.method.schedules().values())
+
+    def figures(self) -> dict[str, float]:
+        """The method's own figures, from the current weights and state."""
+        figures = self._current_figures(self.layer.kernel.value, self._values(), self._draws.value)
+        return {name: float(value) for name, value in figures.items()}
+
+    # Saving.
+
+    def get_config(self):
+        method = keras.saving.serialize_keras_object(self.method)
+        return {**super().get_config(), "method": method, "seed": self.seed}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        config.pop("dtype", None)
+        layer = keras.saving.deserialize_keras_object(config.pop("layer"), custom_objects=custom_objects)
+        method = keras.saving.deserialize_keras_object(config.pop("method"), custom_objects=custom_objects)
+        return cls(layer, method, **config)
+
+    def get_build_config(self):
+        return self.layer.get_build_config()
+
+    def build_from_config(self, config):
+        self.layer.build_from_config(config)
+        self.build()
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        self._moved.assign(1)
+
+
+def check_layer(layer) -> None:
+    """Raise unless `layer` is a Keras 3 layer that can be wrapped."""
+    if not isinstance(layer, keras.layers.Layer):
+        raise TypeError(describe_foreign(layer))
+    if isinstance(layer, Pruned):
+        raise ValueError(f"Layer {layer.name!r} is already wrapped. Received: {layer!r}. Strip it first: `keras_gibbs.strip_pruning(...)`.")
+    if not isinstance(layer, SUPPORTED):
+        raise ValueError(f"Layer {layer.name!r} cannot be pruned: {why_unsupported(layer)}. Supported are layers with one kernel: {supported_names()}.")
+
+
+def why_unsupported(layer) -> str:
+    """The reason, in a few words, why a layer is not wrapped."""
+    return f"{type(layer).__name__} has no single kernel"
+
+
+def supported_names() -> str:
+    """The names of the layer classes that can be wrapped."""
+    return ", ".join(cls.__name__ for cls in SUPPORTED)
+
+
+def describe_foreign(thing) -> str:
+    """The message for an object that is not of Keras 3: which Keras it is, and the way out."""
+    module = type(thing).__module__
+    if module.startswith(("tf_keras", "keras.engine", "keras.src.engine", "tensorflow.python.keras")):
+        return (
+            f"keras_gibbs prunes Keras 3 models; this is a Keras 2 object. Received: {type(thing).__name__} of {module.split('.')[0]}. "
+            "Use `keras_gibbs.tfmot.prune` for tf_keras, or build the model with `import keras` (Keras 3)."
+        )
+    return f"Expected a Keras 3 model or layer. Received: {thing!r} of type {type(thing).__name__}."

@@ -1,0 +1,152 @@
+"""What a pruning method is: a frozen configuration that says how a kernel and a little state become a mask."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_gibbs import ranking
+from keras_gibbs.configuration import Configuration
+from keras_gibbs.schedules import Schedule, as_schedule
+from keras_gibbs.structures import Structure, Unstructured
+from keras_gibbs.typing import Tensor
+
+TRACKED_SIZE = 10_000  # from so many weights on, an unstructured layer tracks its threshold instead of searching it anew at every step
+TRACKED_TOLERANCE = 0.001  # of the weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """One state variable of a wrapper: its first value, which also gives shape and dtype, and whether an optimizer trains it."""
+
+    value: Any
+    dtype: str = "float32"
+    trainable: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return np.shape(self.value)
+
+
+class PruningMethod(Configuration):
+    """Base of the methods.
+
+    A method holds configuration only. Its state lives in the variables of the wrapper (`Pruned`) and is handed in as a dict of tensors; every kernel
+    comes arranged as `(channels, positions, groups)` (see `structures`), and a mask is any float32 tensor of 0 and 1 that broadcasts to it. The
+    wrapper asks, in this order:
+
+    - `state(shape)` once, for the variables;
+    - `anneal(progress)` whenever training has moved on, for the values of the scheduled ones, and `targets(values, groups)` for whole numbers that
+      follow from them;
+    - `measure(kernel, state)` at every training step, for state that follows the kernel, such as a threshold;
+    - `sample(kernel, state, uniform)` at every training step, for a mask;
+    - `mode(kernel, state)` at inference and when stripping, for the one deterministic mask that the state stands for.
+    """
+
+    structure: Structure = Unstructured()
+    remembers: tuple[str, ...] = ()  # the state that `decide` gives, where a layer has it
+
+    def check(self, layer: keras.layers.Layer, kernel_shape: tuple[int, ...] | None) -> None:
+        """Raise `ValueError` where the method cannot prune `layer`; `kernel_shape` is None until the layer is built."""
+        self.structure.check(layer)
+
+    def for_layer(self, layer: keras.layers.Layer) -> "PruningMethod":
+        """The method as one layer of a model gets it."""
+        return self
+
+    def schedules(self) -> dict[str, Schedule]:
+        """The scheduled quantities, by the name of their state variable."""
+        return {}
+
+    def anneal(self, progress: float) -> dict[str, float]:
+        """The values of the scheduled quantities at `progress` in [0, 1]."""
+        return {name: schedule(progress) for name, schedule in self.schedules().items()}
+
+    def state(self, shape: tuple[int, int, int]) -> dict[str, Spec]:
+        """The variables of a layer whose arranged kernel has `shape`."""
+        return {}
+
+    def targets(self, values: Mapping[str, float], groups: int) -> dict[str, Any]:
+        """State that follows from the annealed `values` in a layer of `groups` groups, computed in Python numbers so that counts are exact."""
+        return {}
+
+    def measure(self, kernel: Tensor, state: Mapping[str, Tensor], exact: bool) -> dict[str, Tensor]:
+        """State that follows from the kernel. `exact=False` may refine the last step's values instead of computing them anew."""
+        return {}
+
+    def sample(self, kernel: Tensor, state: Mapping[str, Tensor], uniform) -> Tensor:
+        """A random mask under the current state; the same as `mode` for a method without noise."""
+        raise NotImplementedError
+
+    def decide(self, kernel: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state named in `remembers`, which `mode` needs and which costs much to find: computed once after the weights have moved, then reused by
+        every inference step."""
+        return {}
+
+    def mode(self, kernel: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """The deterministic mask."""
+        raise NotImplementedError
+
+    def figures(self, kernel: Tensor, state: Mapping[str, Tensor], uniform) -> dict[str, Tensor]:
+        """Scalars worth following during training, by name; logged once per epoch."""
+        return {}
+
+
+def check_sparsity(sparsity) -> Schedule:
+    """The schedule of a `sparsity` argument, or an error that explains what it means."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float, np.number, Schedule)):
+        raise TypeError(f"`sparsity` must be a number in [0, 1) or a schedule such as `Polynomial(0.0, 0.9)`. Received: sparsity={sparsity!r}.")
+    schedule = as_schedule(sparsity)
+    low, high = schedule.bounds
+    if not (0.0 <= low and high < 1.0):
+        hint = f" For {high:g} percent pass {high / 100:g}." if 1.0 < high < 100.0 else ""
+        raise ValueError(f"`sparsity` must lie in [0, 1): it is the fraction of weights removed. Received: sparsity={sparsity!r}.{hint}")
+    return schedule
+
+
+class RankedMethod(PruningMethod):
+    """A method whose final mask keeps exactly the top groups by mean squared weight: the base of `Gibbs` and `Magnitude`.
+
+    Of n groups `max(1, n - floor(sparsity * n + 0.5))` are kept; of equal groups the first.
+    """
+
+    remembers = ("cut_key", "cut_index")
+
+    def schedules(self):
+        return {"sparsity": check_sparsity(self.sparsity)}
+
+    def state(self, shape):
+        values = self.anneal(0.0)
+        state = {name: Spec(value) for name, value in values.items()}
+        state |= {name: Spec(value, _dtype(value)) for name, value in self.targets(values, shape[2]).items()}
+        if self.tracks(shape):
+            state |= {"cut_key": Spec(0, "int32"), "cut_index": Spec(-1, "int32")}
+        return state
+
+    def tracks(self, shape: tuple[int, int, int]) -> bool:
+        """Whether a layer is large enough that its thresholds are remembered between steps."""
+        return isinstance(self.structure, Unstructured) and shape[2] >= TRACKED_SIZE
+
+    def targets(self, values, groups):
+        return {"kept": ranking.count_kept(groups, values["sparsity"])}
+
+    def scores(self, kernel: Tensor) -> Tensor:
+        """Mean squared weight of every group, `(1, 1, groups)`: energy in the language of Gibbs pruning."""
+        return ops.mean(kernel * kernel, axis=(0, 1), keepdims=True)
+
+    def decide(self, kernel, state):
+        key, index = ranking.cut(ranking.to_key(self.scores(kernel)), state["kept"])
+        return {"cut_key": key, "cut_index": index}
+
+    def mode(self, kernel, state):
+        keys = ranking.to_key(self.scores(kernel))
+        if "cut_key" in state:
+            return ranking.keep(keys, state["cut_key"], state["cut_index"])
+        return ranking.keep(keys, *ranking.cut(keys, state["kept"]))
+
+
+def _dtype(value):
+    return "int32" if isinstance(value, int) else "float32"

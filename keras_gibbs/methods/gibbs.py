@@ -1,0 +1,98 @@
+"""Gibbs pruning (Labach & Valaee 2020)."""
+
+import dataclasses
+
+from keras import ops
+
+from keras_gibbs import ranking
+from keras_gibbs.configuration import register
+from keras_gibbs.energies import FilterCoupling, Hamiltonian, authors_hamiltonian
+from keras_gibbs.methods.base import TRACKED_TOLERANCE, RankedMethod, Spec, check_sparsity
+from keras_gibbs.schedules import Geometric, Schedule, as_schedule
+from keras_gibbs.structures import Structure, Unstructured
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Gibbs(RankedMethod):
+    """Prune while training: every step draws a mask from a Gibbs distribution over the weights, annealed from noise to a decision.
+
+    At inverse temperature beta a weight is kept with probability sigmoid(beta (w^2 - Q)), Q being the layer's `sparsity` quantile of w^2. A small beta
+    drops half of the weights at random, whatever the sparsity, and acts like dropout; a large one keeps exactly the weights above Q. Structured
+    variants couple the spins of a group, so that a kernel or a filter freezes as a whole. The gradient reaches kept weights only; removed ones stay
+    stored and can return at the next step.
+
+    At inference, in `strip_pruning` and in every count the deterministic mask is used: exactly the groups of largest mean w^2. The authors instead
+    sample at test time in the unstructured mode and keep groups above the quantile in the others (gibbs_pruning.py:104-117).
+
+    Args:
+        sparsity: Fraction of the groups of every layer that is removed, in [0, 1), or a `Schedule` of it. 0 keeps every weight at any temperature.
+        structure: `Unstructured()`, `Kernel()` or `Filter()`.
+        hamiltonian: The law of the masks; the authors' for the structure by default: `Independent()`, `KernelCoupling()`, `FilterCoupling()`.
+        beta: Inverse temperature, a `Schedule` or a number >= 0, in units of 1 / squared weights. By default the authors' schedule:
+            `Geometric(1, 1e4, end=0.64)`, and `Geometric(10**-2.5, 1, end=0.64)` for `FilterCoupling` (example.py:57-58: 128 of 200 epochs).
+
+    Raises:
+        ValueError: For a sparsity outside [0, 1), a negative beta, or a Hamiltonian that is not defined for the structure.
+
+    Example:
+
+    >>> pruned = kg.prune(model, kg.Gibbs(sparsity=0.9))
+    >>> pruned.compile("adam", "sparse_categorical_crossentropy")
+    >>> pruned.fit(x, y, epochs=60, callbacks=[kg.GibbsPruningCallback()])
+    >>> final = kg.strip_pruning(pruned)
+
+    Reference: Labach & Valaee 2020, https://arxiv.org/abs/2006.04981; the authors' code j201/gibbs-pruning (equations not checked).
+    """
+
+    sparsity: float | Schedule
+    structure: Structure = dataclasses.field(default=Unstructured(), kw_only=True)
+    hamiltonian: Hamiltonian | None = dataclasses.field(default=None, kw_only=True)
+    beta: float | Schedule | None = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self):
+        check_sparsity(self.sparsity)
+        self.law.check(self.structure)
+        if self.schedules()["beta"].bounds[0] < 0:
+            raise ValueError(f"`beta`, an inverse temperature, must not be negative. Received: beta={self.beta!r}. 0 is pure noise.")
+
+    @property
+    def law(self) -> Hamiltonian:
+        """The Hamiltonian in force."""
+        return self.hamiltonian or authors_hamiltonian(self.structure)
+
+    def schedules(self):
+        beta = self.beta
+        if beta is None:
+            beta = Geometric(10**-2.5, 1.0, end=0.64) if isinstance(self.law, FilterCoupling) else Geometric(1.0, 1e4, end=0.64)
+        return super().schedules() | {"beta": as_schedule(beta)}
+
+    def state(self, shape):
+        return super().state(shape) | {"threshold": Spec(0.0)}
+
+    def targets(self, values, groups):
+        rank, offset = ranking.quantile_position(groups, values["sparsity"])
+        return super().targets(values, groups) | {"quantile_rank": rank, "quantile_offset": offset}
+
+    def measure(self, kernel, state, exact):
+        """Q: exact, or within 0.001 of the right fraction of the weights, found from the last step's."""
+        scores = self.scores(kernel)
+        if exact or "cut_key" not in state:
+            return {"threshold": ranking.quantile(scores, state["quantile_rank"], state["quantile_offset"])}
+        tolerance = int(TRACKED_TOLERANCE * kernel.shape[2])
+        key = ranking.track(ranking.to_key(scores), state["quantile_rank"], ranking.to_key(state["threshold"]), tolerance)
+        return {"threshold": ranking.from_key(key)}
+
+    def field(self, kernel, state):
+        """b = Q - w^2, per spin: positive where the weight should go."""
+        energy = self.scores(kernel) if self.law.one_spin_per_group else kernel * kernel
+        return state["threshold"] - energy
+
+    def sample(self, kernel, state, uniform):
+        mask = self.law.sample(self.field(kernel, state), state["beta"], uniform)
+        return ops.where(state["sparsity"] > 0, mask, 1.0)
+
+    def figures(self, kernel, state, uniform):
+        mask = self.sample(kernel, state, uniform)
+        energy = self.law.energy(2.0 * mask - 1.0, self.field(kernel, state))
+        return {"beta": state["beta"], "kept": ops.mean(mask), "energy": ops.mean(energy)}

@@ -1,0 +1,237 @@
+"""Prune a model, strip it, and count."""
+
+import random
+import re
+import warnings
+
+import keras
+import numpy as np
+
+from keras_gibbs import graph, ranking
+from keras_gibbs.layers import SUPPORTED, Pruned, check_layer, describe_foreign, why_unsupported
+from keras_gibbs.methods.base import PruningMethod
+from keras_gibbs.randomness import split
+
+
+def prune(model, method: PruningMethod, *, where=None, seed: int | None = None):
+    """Wrap the layers of a model, so that `fit` prunes them.
+
+    Args:
+        model: A built Keras 3 Sequential or Functional model (nested models and shared layers included), or one layer. It is not changed.
+        method: What to prune by, such as `kg.Gibbs(sparsity=0.9)`.
+        where: Which layers: a regular expression or a list of them, searched in the layer names, or a callable from a layer to bool. By default every
+            layer that can be pruned.
+        seed: Int, the seed of the masks; each layer's noise is its own. By default one is drawn from Python's `random`, which
+            `keras.utils.set_random_seed` fixes.
+
+    Returns:
+        A new, uncompiled model of the same architecture with copies of the weights, in which the chosen layers are `Pruned`, under their own names.
+        What was left out, and why, is in `kg.summary(pruned)`.
+
+    Raises:
+        TypeError: For something that is not a Keras 3 model or layer, or not a method.
+        ValueError: For a model that is not built, subclassed, already pruned, or holds weights that are not finite; when `where` matches nothing that
+            can be pruned.
+
+    Example:
+
+    >>> pruned = kg.prune(model, kg.Gibbs(sparsity=0.9), where="conv")
+    """
+    if not isinstance(method, PruningMethod):
+        raise TypeError(f"`method` must be a pruning method such as `keras_gibbs.Gibbs(sparsity=0.9)`. Received: method={method!r}.")
+    if not isinstance(model, keras.layers.Layer):
+        raise TypeError(describe_foreign(model))
+    seed = random.randrange(2**63) if seed is None else seed
+    if not isinstance(model, keras.Model):
+        check_layer(model)
+        _check_finite(model)
+        return _wrap(model, method, split(seed, 0))
+    _check_model(model)
+    chosen = _choose(model, method, where)
+    positions = {id(layer): position for position, layer in enumerate(graph.leaves(model))}
+    pruned = graph.clone(model, lambda layer: _wrap(layer, method, split(seed, positions[id(layer)])) if id(layer) in chosen else None)
+    distribute(pruned)
+    return pruned
+
+
+def _check_model(model):
+    if any(isinstance(layer, Pruned) for layer in graph.walk(model)):
+        raise ValueError(f"Model {model.name!r} is already pruned. Strip it first with `keras_gibbs.strip_pruning(model)`.")
+    if not graph.has_graph(model):
+        raise ValueError(
+            f"`prune` rebuilds a model from its graph, and the subclassed model {type(model).__name__!r} has none. Wrap its layers where its "
+            "constructor makes them:\n\n    self.dense = keras_gibbs.Pruned(keras.layers.Dense(128), keras_gibbs.Gibbs(sparsity=0.9))\n"
+        )
+    if not model.built:
+        raise ValueError(
+            f"Model {model.name!r} is not built, so its layers have no kernels yet. Give it an input first: `keras.Input(shape)` as its first "
+            "layer, or `model.build((None, *shape))`."
+        )
+
+
+def _check_finite(layer):
+    for weight in layer.weights:
+        if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
+            raise ValueError(f"Weight {weight.path!r} holds NaN or infinite values, which have no rank. Prune the model from a healthy checkpoint.")
+
+
+def _selector(where):
+    """`where` as a predicate on layers."""
+    if where is None:
+        return lambda layer: True
+    if callable(where):
+        return where
+    patterns = [where] if isinstance(where, str) else list(where)
+    return lambda layer: any(re.search(pattern, layer.name) for pattern in patterns)
+
+
+def _choose(model, method, where) -> set[int]:
+    """The ids of the layers to wrap; raises where there are none, or `where` names one that the method cannot prune."""
+    selected, outputs = _selector(where), _protected(model, method)
+    leaves = [layer for layer in graph.leaves(model) if selected(layer)]
+    reasons = {layer.name: why_skipped(layer, method, outputs) for layer in leaves if layer.weights}
+    chosen = [layer for layer in leaves if layer.weights and reasons[layer.name] is None]
+    if where is not None and chosen:
+        for layer in leaves:
+            if isinstance(layer, SUPPORTED):
+                method.check(layer, layer.kernel.shape)
+    if not chosen:
+        names = [layer.name for layer in graph.leaves(model) if isinstance(layer, SUPPORTED)]
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or f"no layer matches where={where!r}"
+        raise ValueError(f"There is nothing to prune in model {model.name!r} ({why}). Its layers with a kernel are {names}.")
+    for layer in chosen:
+        _check_finite(layer)
+    return {id(layer) for layer in chosen}
+
+
+def _protected(model, method) -> set[int]:
+    return graph.at_output(model) if method.structure.removes_outputs else set()
+
+
+def why_skipped(layer, method: PruningMethod, outputs: set[int]) -> str | None:
+    """Why `method` leaves `layer` as it is; None where it can prune it. `outputs` are the layers that feed an output of the model."""
+    if not isinstance(layer, SUPPORTED):
+        return why_unsupported(layer)
+    if id(layer) in outputs:
+        return "feeds an output of the model, which would lose a unit"
+    try:
+        method.check(layer, layer.kernel.shape)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _copy(layer):
+    """A built copy of `layer` with its weights."""
+    copy = type(layer).from_config(layer.get_config())
+    if layer.built:
+        copy.build_from_config(layer.get_build_config())
+        copy.set_weights(layer.get_weights())
+    return copy
+
+
+def _wrap(layer, method, seed):
+    return Pruned(_copy(layer), method.for_layer(layer), seed=seed)
+
+
+def pruned_layers(model) -> list[Pruned]:
+    """The wrapped layers of a model, of any depth, each once."""
+    return [layer for layer in graph.walk(model) if isinstance(layer, Pruned)]
+
+
+def distribute(model, layers: list[Pruned] | None = None) -> None:
+    """Let the layers of a method with `scope="global"` share out what is kept: the top groups of all of them together, by score.
+
+    Each layer is told how many groups it keeps; which ones, it finds itself, so that the total stays exact while the weights move on.
+    """
+    layers = pruned_layers(model) if layers is None else layers
+    layers = [layer for layer in layers if getattr(layer.method, "scope", "layer") == "global"]
+    for method in {layer.method for layer in layers}:
+        members = [layer for layer in layers if layer.method == method]
+        scores = [layer.scores() for layer in members]
+        kept = ranking.count_kept(sum(map(len, scores)), method.anneal(max(0.0, members[0].progress))["sparsity"])
+        for layer, count in zip(members, ranking.share(scores, kept), strict=True):
+            layer.set_kept(count)
+
+
+def strip_pruning(model):
+    """The plain Keras model that a pruned one stands for.
+
+    Args:
+        model: A model from `prune`, or one `Pruned` layer. It is not changed.
+
+    Returns:
+        A new, uncompiled model with the layers, names and `trainable` flags that the model had before it was pruned, whose kernels are multiplied by
+        their deterministic masks. It predicts what the pruned model predicts, and needs keras_gibbs no more. A plain model gives a plain copy.
+
+    Raises:
+        ValueError: For a subclassed model.
+
+    Example:
+
+    >>> final = kg.strip_pruning(pruned)
+    >>> final.save("model.keras")
+    """
+    if not isinstance(model, keras.layers.Layer):
+        raise TypeError(describe_foreign(model))
+    waiting = [layer.name for layer in pruned_layers(model) if layer.waits()]
+    if waiting:
+        warnings.warn(
+            f"The schedules of {waiting} have not moved: the model was not trained with `GibbsPruningCallback()`, so its masks are those of the start "
+            "of training. Pass the callback to `fit`.",
+            stacklevel=2,
+        )
+    if isinstance(model, Pruned):
+        return _strip(model)
+    if not graph.has_graph(model):
+        raise ValueError(
+            f"`strip_pruning` rebuilds a model from its graph, and the subclassed model {type(model).__name__!r} has none. Build it once more "
+            "without the wrappers, and give each layer the weights of `keras_gibbs.strip_pruning(wrapped_layer)`."
+        )
+    return graph.clone(model, lambda layer: _strip(layer) if isinstance(layer, Pruned) else None)
+
+
+def _strip(pruned):
+    plain = _copy(pruned.layer)
+    if pruned.built:
+        plain.kernel.assign(pruned.layer.kernel * pruned.mask())
+    plain.trainable = pruned.trainable
+    return plain
+
+
+def sparsity(model, where=None) -> float:
+    """Fraction of zeros over all kernels that could be pruned, wrapped or not.
+
+    Args:
+        model: A pruned, stripped or plain model, or a layer. A pruned model counts with its deterministic masks, and has the sparsity of its stripped
+            form.
+        where: Narrows the layers that count, as in `prune`.
+
+    Returns:
+        Float in [0, 1].
+
+    Example:
+
+    >>> kg.sparsity(pruned) == kg.sparsity(kg.strip_pruning(pruned))
+    True
+    """
+    selected = _selector(where)
+    kernels = [masked_kernel(layer) for layer in kernel_layers(model) if selected(layer)]
+    total = sum(kernel.size for kernel in kernels)
+    if not total:
+        raise ValueError(f"No layer with a kernel counts. Received: where={where!r} for model {model.name!r}.")
+    return 1.0 - sum(int(np.count_nonzero(kernel)) for kernel in kernels) / total
+
+
+def kernel_layers(model) -> list[keras.layers.Layer]:
+    """The built layers with a kernel that could be pruned: wrappers for the wrapped ones, the layers themselves for the rest."""
+    layers = list(graph.walk(model))
+    wrapped = {id(layer.layer) for layer in layers if isinstance(layer, Pruned)}
+    return [layer for layer in layers if layer.built and isinstance(layer, (Pruned, *SUPPORTED)) and id(layer) not in wrapped]
+
+
+def masked_kernel(layer) -> np.ndarray:
+    """The kernel as inference uses it."""
+    if not isinstance(layer, Pruned):
+        return keras.ops.convert_to_numpy(layer.kernel)
+    return keras.ops.convert_to_numpy(layer.layer.kernel) * keras.ops.convert_to_numpy(layer.mask())

@@ -1,0 +1,181 @@
+"""Keep exactly the top k of some scores, and find their quantiles, without sorting.
+
+A float is compared through its bit pattern, an integer whose order is the order of the floats: a binary search over the 32 bits counts, at most
+32 times, how many scores lie below a candidate. A count is one fused pass over memory (about 1.2 ms for 4 million scores on two cores, where a sort
+takes 600 ms), the result is the exact order statistic, and a search that starts from the last step's answer needs one or two counts.
+
+`key` below is always such an ordered int32. Scores have any shape and are ranked over all their entries.
+"""
+
+import math
+
+import numpy as np
+from keras import ops
+
+from keras_gibbs.typing import Tensor
+
+LOWEST, HIGHEST = -(2**31), 2**31 - 1
+_FIRST_STEP = 2**17  # 1/64 of an octave: about what a threshold moves between two training steps
+
+
+def count_kept(groups: int, sparsity: float) -> int:
+    """How many of `groups` groups are kept: `max(1, groups - floor(sparsity * groups + 0.5))`, exact and never none."""
+    return max(1, groups - math.floor(sparsity * groups + 0.5))
+
+
+def to_key(scores: Tensor) -> Tensor:
+    """Float32 scores as int32 keys of the same order; both zeros are one key."""
+    bits = ops.view(ops.cast(scores, "float32") + np.float32(0), dtype="int32")
+    return ops.where(bits < 0, ops.bitwise_xor(bits, _int(HIGHEST)), bits)
+
+
+def from_key(key: Tensor) -> Tensor:
+    """The float32 score of a key."""
+    return ops.view(ops.where(key < 0, ops.bitwise_xor(key, _int(HIGHEST)), key), dtype="float32")
+
+
+def _int(value):
+    return ops.convert_to_tensor(np.int32(value))
+
+
+def _count(condition):
+    return ops.sum(ops.cast(condition, "int32"))
+
+
+def _middle(low, high):  # of two int32, without overflow
+    return ops.right_shift(low, _int(1)) + ops.right_shift(high, _int(1)) + ops.bitwise_and(ops.bitwise_and(low, high), _int(1))
+
+
+def _search(below, low, high):
+    """The largest integer x in [low, high) with `not below(x)` at `low` and `below` true from x + 1 on; bisection."""
+
+    def step(low, high):
+        middle = _middle(low, high)
+        found = below(middle)
+        return ops.where(found, low, middle), ops.where(found, middle, high)
+
+    return ops.while_loop(lambda low, high: low < high - 1, step, (low, high))[0]
+
+
+def order_statistic(keys: Tensor, rank: Tensor | int) -> Tensor:
+    """The key with exactly `rank` keys before it in ascending order (0 is the smallest).
+
+    Args:
+        keys: int32 tensor, any shape.
+        rank: Scalar int32 in [0, size).
+
+    Returns:
+        Scalar int32.
+    """
+    # Search the sign bit first, so that high - low never overflows.
+    negative = _count(keys < 0) > rank
+    low, high = ops.where(negative, _int(LOWEST), _int(0)), ops.where(negative, _int(0), _int(HIGHEST))
+    return _search(lambda middle: _count(keys < middle) > rank, low, high)
+
+
+def cut(keys: Tensor, kept: Tensor | int) -> tuple[Tensor, Tensor]:
+    """What separates the `kept` largest keys from the rest.
+
+    Args:
+        keys: int32 tensor, any shape.
+        kept: Scalar int32 in [0, size].
+
+    Returns:
+        `(key, index)`, scalars int32: a group is kept if its key is greater, or equal and its flat index at most `index`. Of equal scores the first
+        are kept.
+    """
+    size = math.prod(keys.shape)
+    kept = ops.cast(kept, "int32")
+    key = order_statistic(keys, ops.clip(size - kept, 0, size - 1))
+    key = ops.where(ops.equal(kept, 0), _int(HIGHEST), key)
+    wanted = kept - _count(keys > key)  # so many of the equal ones
+    tied = keys == key
+    positions = ops.reshape(ops.arange(size, dtype="int32"), keys.shape)
+    all_of_them = _count(tied) <= wanted
+    low = ops.where(all_of_them, _int(size - 2), _int(-1))
+    index = _search(lambda middle: _count(ops.logical_and(tied, positions <= middle)) >= wanted, low, _int(size - 1)) + 1
+    return key, ops.where(wanted > 0, index, _int(-1))
+
+
+def keep(keys: Tensor, key: Tensor, index: Tensor) -> Tensor:
+    """The mask that a `cut` stands for: float32 in the shape of `keys`, 1 where it keeps."""
+    positions = ops.reshape(ops.arange(math.prod(keys.shape), dtype="int32"), keys.shape)
+    tied_and_first = ops.logical_and(keys == key, positions <= index)
+    return ops.cast(ops.logical_or(keys > key, tied_and_first), "float32")
+
+
+def quantile_position(size: int, fraction: float) -> tuple[int, float]:
+    """Where the `fraction` quantile of `size` values lies: after `rank` values, `offset` of the way to the next.
+
+    Linear interpolation at `fraction * (size - 1)`, as `numpy.quantile` does it; rounded to 1e-9 first, so that 0.9 * 10 is the value number 9 itself.
+    """
+    position = round(fraction * (size - 1), 9)
+    rank = min(int(position), size - 1)
+    return rank, position - rank
+
+
+def quantile(scores: Tensor, rank: Tensor | int, offset: Tensor | float) -> Tensor:
+    """The value `offset` of the way from the score of ascending `rank` to the next one; exact.
+
+    Args:
+        scores: float32 tensor, any shape.
+        rank: Scalar int32 in [0, size).
+        offset: Scalar in [0, 1).
+
+    Returns:
+        Scalar float32.
+    """
+    keys = to_key(scores)
+    rank = ops.cast(rank, "int32")
+    key = order_statistic(keys, rank)
+    above = ops.where(_count(keys <= key) > rank + 1, key, ops.min(ops.where(keys > key, keys, _int(HIGHEST))))
+    value, following = from_key(key), from_key(ops.where(above == HIGHEST, key, above))
+    return value + ops.cast(offset, "float32") * (following - value)
+
+
+def track(keys: Tensor, below: Tensor, guess: Tensor, tolerance: int) -> Tensor:
+    """A key with about `below` keys under it, found from a guess.
+
+    One count confirms a guess that still holds. Otherwise the search steps away from it with doubling steps until it has the answer between two
+    counted keys, and bisects; it ends when a counted key is within `tolerance`, or at the order statistic itself where ties leave no such key.
+
+    Args:
+        keys: int32 tensor, any shape.
+        below: Scalar int32, how many keys should lie under the result.
+        guess: Scalar int32, a key to start from: the last step's result.
+        tolerance: How far the count may be from `below`, in keys.
+
+    Returns:
+        Scalar int32.
+    """
+
+    def is_off(key, count, low, high, step):
+        return ops.logical_and(ops.absolute(count - below) > tolerance, low < high - 1)
+
+    def move(key, count, low, high, step):
+        too_low = count < below
+        low, high = ops.where(too_low, key, low), ops.where(too_low, high, key)
+        upward = ops.where(key > HIGHEST - step, _int(HIGHEST - 1), key + step)
+        downward = ops.where(key < LOWEST + step, _int(LOWEST + 1), key - step)
+        outward = ops.where(too_low, ops.minimum(upward, high - 1), ops.maximum(downward, low + 1))
+        bracketed = ops.logical_and(low != LOWEST, high != HIGHEST)
+        key = ops.where(bracketed, _middle(low, high), outward)
+        return key, _count(keys < key), low, high, ops.minimum(step * 2, _int(2**29))
+
+    start = (guess, _count(keys < guess), _int(LOWEST), _int(HIGHEST), _int(_FIRST_STEP))
+    key, count, low, high, _ = ops.while_loop(is_off, move, start)
+    return ops.where(ops.absolute(count - below) > tolerance, low, key)
+
+
+def share(scores: list[np.ndarray], kept: int) -> list[int]:
+    """How many of the `kept` largest scores of several layers, ranked together, each layer holds; of equal scores the first are kept."""
+    together = np.concatenate(scores)
+    least = np.partition(together, -kept)[-kept]
+    above = [int(np.count_nonzero(score > least)) for score in scores]
+    left = kept - sum(above)
+    shares = []
+    for count, score in zip(above, scores, strict=True):
+        ties = min(left, int(np.count_nonzero(score == least)))
+        left -= ties
+        shares.append(count + ties)
+    return shares

@@ -1,0 +1,156 @@
+"""How a kernel falls into groups of weights that live or die together.
+
+Every structure sees a kernel as a matrix of three axes, `(channels, positions, groups)`: column `g` holds the weights of group `g`, spread over
+the input channels it reads and its spatial positions. Scores, masks and samplers work on this arrangement and know no Keras layout.
+"""
+
+import dataclasses
+import math
+
+import keras
+from keras import ops
+
+from keras_gibbs.configuration import Configuration, register
+from keras_gibbs.typing import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Which axes of a kernel are which.
+
+    Attributes:
+        positions: Spatial axes.
+        inputs: Axes of the input channels that one output reads; empty in a depthwise kernel.
+        outputs: Axes of the output channels.
+    """
+
+    positions: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+def standard_layout(ndim: int) -> Layout:
+    """The layout `(*positions, in, out)` of Keras's Dense and convolution kernels of `ndim` axes."""
+    return Layout(tuple(range(ndim - 2)), tuple(range(max(ndim - 2, 0), ndim - 1)), (ndim - 1,))
+
+
+DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+
+
+def layout_of(layer: keras.layers.Layer, ndim: int) -> Layout:
+    """The layout of `layer.kernel`, a kernel of `ndim` axes."""
+    spatial = tuple(range(ndim - 2))
+    if isinstance(layer, DEPTHWISE):
+        return Layout(spatial, (), (ndim - 2, ndim - 1))
+    if isinstance(layer, TRANSPOSED):
+        return Layout(spatial, (ndim - 1,), (ndim - 2,))
+    if isinstance(layer, keras.layers.EinsumDense):
+        kernel, output = layer.equation.replace(" ", "").replace("...", "").split(",")[1].split("->")
+        outputs = tuple(axis for axis, letter in enumerate(kernel) if letter in output)
+        return Layout((), tuple(axis for axis in range(ndim) if axis not in outputs), outputs)
+    return standard_layout(ndim)
+
+
+class Structure(Configuration):
+    """Base of the structures. A subclass says which axes of a kernel a group spans; everything else follows."""
+
+    removes_outputs = False  # True where removing a group removes an output channel of the layer
+
+    def axes(self, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The kernel axes that become (channels, positions, groups)."""
+        raise NotImplementedError
+
+    def check(self, layer: keras.layers.Layer) -> None:
+        """Raise `ValueError` where the structure makes no sense for `layer`."""
+
+    def arrange(self, x: Tensor, layout: Layout | None = None) -> Tensor:
+        """Bring `x`, shaped like a kernel, into the form `(channels, positions, groups)`."""
+        layout = layout or standard_layout(len(x.shape))
+        parts = self.axes(layout)
+        order = sum(parts, ())
+        sizes = [math.prod(x.shape[axis] for axis in part) for part in parts]
+        if order != tuple(range(len(order))):
+            x = ops.transpose(x, order)
+        return ops.reshape(x, sizes)
+
+    def restore(self, x: Tensor, shape: tuple[int, ...], layout: Layout | None = None) -> Tensor:
+        """Undo `arrange`: `x` broadcasts to `(channels, positions, groups)`; the result has the kernel's `shape`."""
+        layout = layout or standard_layout(len(shape))
+        parts = self.axes(layout)
+        order = sum(parts, ())
+        x = ops.broadcast_to(x, [math.prod(shape[axis] for axis in part) for part in parts])
+        x = ops.reshape(x, [shape[axis] for axis in order])
+        if order != tuple(range(len(order))):
+            x = ops.transpose(x, [order.index(axis) for axis in range(len(order))])
+        return x
+
+    def pool(self, x: Tensor, layout: Layout | None = None) -> Tensor:
+        """Mean of `x` over each group.
+
+        Args:
+            x: Tensor in the kernel's shape.
+            layout: Layout of the kernel; the standard `(*positions, in, out)` by default.
+
+        Returns:
+            Tensor of shape `(groups,)`.
+        """
+        return ops.mean(self.arrange(x, layout), axis=(0, 1))
+
+    def expand(self, groups: Tensor, shape: tuple[int, ...], layout: Layout | None = None) -> Tensor:
+        """Give every weight the value of its group: `groups` of shape `(groups,)`, the result of kernel shape `shape`."""
+        return self.restore(ops.reshape(groups, (1, 1, -1)), shape, layout)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Unstructured(Structure):
+    """Every weight is a group of its own.
+
+    Example:
+
+    >>> kg.Gibbs(sparsity=0.9, structure=kg.Unstructured())
+    """
+
+    def axes(self, layout):
+        return (), (), tuple(range(len(layout.positions + layout.inputs + layout.outputs)))
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Kernel(Structure):
+    """The spatial kernel between one input and one output channel is a group: k x k weights of a convolution, one weight of a Dense layer.
+
+    Example:
+
+    >>> kg.Gibbs(sparsity=0.9, structure=kg.Kernel())
+    """
+
+    def axes(self, layout):
+        return (), layout.positions, tuple(sorted(layout.inputs + layout.outputs))
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Filter(Structure):
+    """All weights of one output channel (of one unit of a Dense layer) are a group.
+
+    A layer whose outputs reach the model's output without passing through another kernel is never pruned by filters: it would lose a class.
+
+    Example:
+
+    >>> kg.Gibbs(sparsity=0.5, structure=kg.Filter())
+    """
+
+    removes_outputs = True
+
+    def axes(self, layout):
+        return layout.inputs, layout.positions, layout.outputs
+
+    def check(self, layer):
+        if isinstance(layer, DEPTHWISE):
+            raise ValueError(
+                f"`Filter()` removes all that one output channel reads, and a depthwise kernel reads one channel. Received: layer={layer.name!r} "
+                f"({type(layer).__name__}). Use `Kernel()` for it, or leave it out with `where=`; pruning the filters of the convolution before it "
+                "silences its channels."
+            )

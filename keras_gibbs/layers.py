@@ -6,10 +6,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gibbs.compiled import compiled
 from keras_gibbs.configuration import register
+from keras_gibbs.masks import Masks, compiled_masks
 from keras_gibbs.methods.base import PruningMethod
-from keras_gibbs.randomness import Uniform
 from keras_gibbs.structures import DEPTHWISE, TRANSPOSED, layout_of
 from keras_gibbs.typing import Tensor
 
@@ -74,7 +73,7 @@ class Pruned(keras.layers.Wrapper):
         kwargs |= {"dtype": "float32"}
         super().__init__(layer, autocast=False, **kwargs)
         self.method = method
-        self.seed = random.randrange(2**63) if seed is None else int(seed)
+        self.seed = random.randrange(2**63) if seed is None else int(seed) % 2**64
         self.supports_masking = layer.supports_masking
         self._state = {}
         if layer.built:
@@ -86,18 +85,12 @@ class Pruned(keras.layers.Wrapper):
             return
         kernel = self.layer.kernel
         self.method.check(self.layer, kernel.shape)
-        self._layout = layout_of(self.layer, len(kernel.shape))
-        # The kernel in its arranged form: channels, positions, groups.
-        self._arranged_shape = keras.ops.shape(self.method.structure.arrange(np.empty(kernel.shape, "bool"), self._layout))
-        for name, spec in self.method.state(self._arranged_shape).items():
+        self._masks = Masks(self.method, tuple(kernel.shape), layout_of(self.layer, len(kernel.shape)))
+        for name, spec in self.method.state(self._masks.arranged_shape).items():
             self._state[name] = self._add_state(name, spec.value, spec.dtype, spec.trainable)
         self._progress = self._add_state("progress", NEVER)
         self._draws = self._add_state("draws", 0, "uint32")  # how many masks were drawn: the whole state of the noise
         self._moved = self._add_state("moved", 1, "uint8")  # 1 once weights or counts have changed since `decide`
-        self._sample = compiled(self._sample_and_update)
-        self._mode = compiled(self._mode_and_update)
-        self._fresh = compiled(self._sample_afresh)
-        self._current_figures = compiled(self._figures)
         self.built = True
 
     def _add_state(self, name, value, dtype="float32", trainable=False):
@@ -112,37 +105,13 @@ class Pruned(keras.layers.Wrapper):
             aggregation="mean" if trainable else "only_first_replica",  # replicas draw the same masks, so their state agrees
         )
 
-    # Masks. These functions are pure; they are compiled as a whole.
+    def _call(self, function, *args):
+        """One of the pure functions of `Masks` on the layer's own kernel and state."""
+        kernel = ops.stop_gradient(self.layer.kernel.value)  # a mask is a constant to the kernel
+        return compiled_masks(self._masks, function)(kernel, self._values(), *args)
 
-    def _arrange(self, kernel):
-        return self.method.structure.arrange(kernel, self._layout)
-
-    def _restore(self, mask):
-        return self.method.structure.restore(mask, self.layer.kernel.shape, self._layout)
-
-    def _sample_and_update(self, kernel, state, draws):
-        kernel = self._arrange(kernel)
-        updates = self.method.measure(kernel, state, exact=False)
-        mask = self.method.sample(kernel, {**state, **updates}, Uniform(self.seed, draws))
-        return self._restore(mask), updates
-
-    def _mode_and_update(self, kernel, state, moved):
-        kernel = self._arrange(kernel)
-        updates = {name: state[name] for name in self.method.remembers if name in state}
-        if updates:
-            stored = updates
-            updates = ops.cond(moved > 0, lambda: self.method.decide(kernel, state), lambda: stored)
-        return self._restore(self.method.mode(kernel, {**state, **updates})), updates
-
-    def _sample_afresh(self, kernel, state, draws):
-        kernel = self._arrange(kernel)
-        state = state | self.method.measure(kernel, state, exact=True)
-        return self._restore(self.method.sample(kernel, state, Uniform(self.seed, draws)))
-
-    def _figures(self, kernel, state, draws):
-        kernel = self._arrange(kernel)
-        state = state | self.method.measure(kernel, state, exact=True)
-        return self.method.figures(kernel, state, Uniform(self.seed, draws))
+    def _noise(self):
+        return np.array([self.seed & 0xFFFFFFFF, self.seed >> 32], "uint32"), self._draws.value
 
     def _values(self):
         return {name: variable.value for name, variable in self._state.items()}
@@ -164,12 +133,14 @@ class Pruned(keras.layers.Wrapper):
             ValueError: When the layer is not built yet.
         """
         self._require_built()
-        kernel = ops.convert_to_tensor(self.layer.kernel)
         if not training:
-            return self._mode(kernel, self._values(), np.uint8(1))[0]
-        mask = self._fresh(kernel, self._values(), self._draws.value)
-        self._draws.assign(self._draws.value + np.uint32(1))
+            return self._call("infer", np.uint8(1))[0]
+        mask = self._call("draw", *self._noise())
+        self._count_draw()
         return mask
+
+    def _count_draw(self):
+        self._draws.assign(self._draws.value + ops.ones((), "uint32"))
 
     def _require_built(self):
         if not self.built:
@@ -178,17 +149,14 @@ class Pruned(keras.layers.Wrapper):
     # Running the layer.
 
     def call(self, inputs, training=None, **kwargs):
-        kernel = self.layer.kernel.value
-        frozen = ops.stop_gradient(kernel)
         if training:
-            mask, updates = self._sample(frozen, self._values(), self._draws.value)
-            self._draws.assign(self._draws.value + ops.ones((), "uint32"))
-            self._moved.assign(ops.ones((), "uint8"))
+            mask, updates = self._call("train", *self._noise())
+            self._count_draw()
         else:
-            mask, updates = self._mode(frozen, self._values(), self._moved.value)
-            self._moved.assign(ops.zeros((), "uint8"))
+            mask, updates = self._call("infer", self._moved.value)
+        self._moved.assign(ops.cast(bool(training), "uint8"))
         self._assign(updates)
-        outputs, scope = call_with(self.layer, self.layer.kernel, kernel * mask, inputs, **kwargs)
+        outputs, scope = call_with(self.layer, self.layer.kernel, self.layer.kernel.value * mask, inputs, **kwargs)
         for loss in scope.losses:
             self.add_loss(loss * 1.0)  # a new tensor: the same one would be counted twice on JAX
         for variable in self.layer.non_trainable_variables:
@@ -212,7 +180,7 @@ class Pruned(keras.layers.Wrapper):
     @property
     def groups(self) -> int:
         """The number of groups of the kernel."""
-        return self._arranged_shape[2]
+        return self._masks.arranged_shape[2]
 
     def anneal(self, progress: float) -> None:
         """Move every scheduled quantity to its value at `progress` in [0, 1]."""
@@ -231,7 +199,7 @@ class Pruned(keras.layers.Wrapper):
 
     def scores(self) -> np.ndarray:
         """The scores by which a ranking method compares the groups, shape `(groups,)`."""
-        return keras.ops.convert_to_numpy(self.method.scores(self._arrange(self.layer.kernel.value))).reshape(-1)
+        return keras.ops.convert_to_numpy(self._call("scores")).reshape(-1)
 
     def set_kept(self, kept: int) -> None:
         """Tell a ranking method how many groups this layer keeps."""
@@ -244,7 +212,7 @@ class Pruned(keras.layers.Wrapper):
 
     def figures(self) -> dict[str, float]:
         """The method's own figures, from the current weights and state."""
-        figures = self._current_figures(self.layer.kernel.value, self._values(), self._draws.value)
+        figures = self._call("figures", *self._noise())
         return {name: float(value) for name, value in figures.items()}
 
     # Saving.

@@ -34,7 +34,7 @@ class Uniform:
     """A source of uniform float32 numbers in [0, 1), fixed by a key and a counter.
 
     Args:
-        key: Python int, the seed of one layer; its low 64 bits count.
+        key: The seed of one layer: a Python int, of which the low 64 bits count, or its two halves, low first, as a uint32 tensor of shape (2,).
         counter: Scalar uint32 tensor (or int), the number of the draw: one more for every training step.
 
     Call arguments:
@@ -51,10 +51,11 @@ class Uniform:
     (2, 3)
     """
 
-    def __init__(self, key: int, counter: Tensor):
+    def __init__(self, key: int | Tensor, counter: Tensor):
+        low, high = (_word(key), _word(key >> 32)) if isinstance(key, int) else (key[0], key[1])
         counter = ops.cast(counter, "uint32")
-        self._first = _mix(counter * _word(_GOLDEN) + _word(key))
-        self._second = _mix(self._first + _word(key >> 32) + _word(_GOLDEN))
+        self._first = _mix(counter * _word(_GOLDEN) + low)
+        self._second = _mix(self._first + high + _word(_GOLDEN))
 
     def __call__(self, shape: tuple[int, ...], stream: Tensor | int = 0) -> Tensor:
         stream = ops.cast(stream, "uint32") * _word(_GOLDEN)

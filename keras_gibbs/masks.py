@@ -1,0 +1,79 @@
+"""From a kernel and its state to a mask: the pure functions of one kernel, compiled once for all layers that share a method and a shape."""
+
+import dataclasses
+import functools
+
+import numpy as np
+from keras import ops
+
+from keras_gibbs.compiled import compiled
+from keras_gibbs.methods.base import PruningMethod
+from keras_gibbs.randomness import Uniform
+from keras_gibbs.structures import Layout
+from keras_gibbs.typing import Tensor
+
+State = dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Masks:
+    """The masks of a kernel of one shape under one method.
+
+    Every function takes the kernel in its own shape and the method's state as tensors, and gives masks in the kernel's shape: float32, 1 where a weight
+    is kept.
+
+    Attributes:
+        method: The pruning method.
+        shape: Shape of the kernel.
+        layout: Which of its axes are which.
+    """
+
+    method: PruningMethod
+    shape: tuple[int, ...]
+    layout: Layout
+
+    @property
+    def arranged_shape(self) -> tuple[int, int, int]:
+        """Shape of the kernel as the method sees it: (channels, positions, groups)."""
+        return tuple(np.prod([self.shape[axis] for axis in part], dtype=int).item() for part in self.method.structure.axes(self.layout))
+
+    def _arrange(self, kernel):
+        return self.method.structure.arrange(kernel, self.layout)
+
+    def _restore(self, mask):
+        return self.method.structure.restore(mask, self.shape, self.layout)
+
+    def train(self, kernel: Tensor, state: State, key: Tensor, draws: Tensor) -> tuple[Tensor, State]:
+        """The mask of one training step, and the state that follows from the kernel."""
+        kernel = self._arrange(kernel)
+        updates = self.method.measure(kernel, state, exact=False)
+        return self._restore(self.method.sample(kernel, state | updates, Uniform(key, draws))), updates
+
+    def infer(self, kernel: Tensor, state: State, moved: Tensor) -> tuple[Tensor, State]:
+        """The deterministic mask, and the state it rests on: found anew where `moved` is not 0, else as stored."""
+        kernel = self._arrange(kernel)
+        stored = {name: state[name] for name in self.method.remembers if name in state}
+        updates = ops.cond(moved > 0, lambda: self.method.decide(kernel, state), lambda: stored) if stored else {}
+        return self._restore(self.method.mode(kernel, state | updates)), updates
+
+    def draw(self, kernel: Tensor, state: State, key: Tensor, draws: Tensor) -> Tensor:
+        """A sample from the current state, with everything that follows from the kernel computed exactly."""
+        kernel = self._arrange(kernel)
+        state = state | self.method.measure(kernel, state, exact=True)
+        return self._restore(self.method.sample(kernel, state, Uniform(key, draws)))
+
+    def figures(self, kernel: Tensor, state: State, key: Tensor, draws: Tensor) -> State:
+        """The method's figures, of the sample that `draw` gives."""
+        kernel = self._arrange(kernel)
+        state = state | self.method.measure(kernel, state, exact=True)
+        return self.method.figures(kernel, state, Uniform(key, draws))
+
+    def scores(self, kernel: Tensor, state: State) -> Tensor:
+        """The scores by which a ranking method compares the groups, shape `(1, 1, groups)`."""
+        return self.method.scores(self._arrange(kernel))
+
+
+@functools.cache
+def compiled_masks(masks: Masks, function: str):
+    """`masks.<function>`, compiled; layers of one method and shape share it, and with it the time to compile."""
+    return compiled(getattr(masks, function))

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_gibbs import ranking
 from keras_gibbs.configuration import register
 from keras_gibbs.masks import Masks, compiled_masks
 from keras_gibbs.methods.base import PruningMethod
@@ -107,8 +108,7 @@ class Pruned(keras.layers.Wrapper):
 
     def _call(self, function, *args):
         """One of the pure functions of `Masks` on the layer's own kernel and state."""
-        kernel = ops.stop_gradient(self.layer.kernel.value)  # a mask is a constant to the kernel
-        return compiled_masks(self._masks, function)(kernel, self._values(), *args)
+        return compiled_masks(self._masks, function)(self.layer.kernel.value, self._values(), *args)
 
     def _noise(self):
         return np.array([self.seed & 0xFFFFFFFF, self.seed >> 32], "uint32"), self._draws.value
@@ -134,7 +134,7 @@ class Pruned(keras.layers.Wrapper):
         """
         self._require_built()
         if not training:
-            return self._call("infer", np.uint8(1))[0]
+            return self._call("mode")
         mask = self._call("draw", *self._noise())
         self._count_draw()
         return mask
@@ -150,13 +150,13 @@ class Pruned(keras.layers.Wrapper):
 
     def call(self, inputs, training=None, **kwargs):
         if training:
-            mask, updates = self._call("train", *self._noise())
+            kernel, updates = self._call("train", *self._noise())
             self._count_draw()
         else:
-            mask, updates = self._call("infer", self._moved.value)
+            kernel, updates = self._call("infer", self._moved.value)
         self._moved.assign(ops.cast(bool(training), "uint8"))
         self._assign(updates)
-        outputs, scope = call_with(self.layer, self.layer.kernel, self.layer.kernel.value * mask, inputs, **kwargs)
+        outputs, scope = call_with(self.layer, self.layer.kernel, kernel, inputs, **kwargs)
         for loss in scope.losses:
             self.add_loss(loss * 1.0)  # a new tensor: the same one would be counted twice on JAX
         for variable in self.layer.non_trainable_variables:
@@ -206,6 +206,11 @@ class Pruned(keras.layers.Wrapper):
         self._state["kept"].assign(kept)
         self._moved.assign(1)
 
+    def is_short(self) -> bool:
+        """Whether a ranking method keeps a group here only because it never removes all."""
+        asked = self.method.anneal(max(0.0, self.progress)).get("sparsity")
+        return asked is not None and getattr(self.method, "scope", "layer") == "layer" and ranking.count_removed(self.groups, asked) >= self.groups
+
     def waits(self) -> bool:
         """Whether the method has schedules that no callback has moved."""
         return self.progress < 0 and any(schedule.span is not None for schedule in self.method.schedules().values())
@@ -247,18 +252,19 @@ def check_layer(layer) -> None:
         raise TypeError(describe_foreign(layer))
     if isinstance(layer, Pruned):
         raise ValueError(f"Layer {layer.name!r} is already wrapped. Received: {layer!r}. Strip it first: `keras_gibbs.strip_pruning(...)`.")
+    reason = why_unsupported(layer)
+    if reason:
+        names = ", ".join(cls.__name__ for cls in SUPPORTED)
+        raise ValueError(f"Layer {layer.name!r} cannot be pruned: {reason}. Supported are {names}.")
+
+
+def why_unsupported(layer) -> str | None:
+    """Why a layer has no kernel that `Pruned` could mask, in a few words; None where it has."""
     if not isinstance(layer, SUPPORTED):
-        raise ValueError(f"Layer {layer.name!r} cannot be pruned: {why_unsupported(layer)}. Supported are layers with one kernel: {supported_names()}.")
-
-
-def why_unsupported(layer) -> str:
-    """The reason, in a few words, why a layer is not wrapped."""
-    return f"{type(layer).__name__} has no single kernel"
-
-
-def supported_names() -> str:
-    """The names of the layer classes that can be wrapped."""
-    return ", ".join(cls.__name__ for cls in SUPPORTED)
+        return f"{type(layer).__name__} has no single kernel"
+    if layer.built and not isinstance(layer.kernel, keras.Variable):
+        return "its kernel is quantized or has LoRA weights; prune first"
+    return None
 
 
 def describe_foreign(thing) -> str:

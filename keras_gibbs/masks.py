@@ -19,8 +19,8 @@ State = dict[str, Tensor]
 class Masks:
     """The masks of a kernel of one shape under one method.
 
-    Every function takes the kernel in its own shape and the method's state as tensors, and gives masks in the kernel's shape: float32, 1 where a weight
-    is kept.
+    Every function takes the kernel in its own shape and the method's state as tensors. Masks have the kernel's shape and are float32, 1 where a weight is
+    kept. A mask is a constant to the kernel: the gradient of a masked kernel is the mask's times what comes from above, 0 where it removes.
 
     Attributes:
         method: The pruning method.
@@ -38,23 +38,30 @@ class Masks:
         return tuple(np.prod([self.shape[axis] for axis in part], dtype=int).item() for part in self.method.structure.axes(self.layout))
 
     def _arrange(self, kernel):
-        return self.method.structure.arrange(kernel, self.layout)
+        return self.method.structure.arrange(ops.stop_gradient(kernel), self.layout)
 
     def _restore(self, mask):
         return self.method.structure.restore(mask, self.shape, self.layout)
 
     def train(self, kernel: Tensor, state: State, key: Tensor, draws: Tensor) -> tuple[Tensor, State]:
-        """The mask of one training step, and the state that follows from the kernel."""
-        kernel = self._arrange(kernel)
-        updates = self.method.measure(kernel, state, exact=False)
-        return self._restore(self.method.sample(kernel, state | updates, Uniform(key, draws))), updates
+        """The masked kernel of one training step, and the state that follows from the kernel."""
+        arranged = self._arrange(kernel)
+        updates = self.method.measure(arranged, state, exact=False)
+        mask = self.method.sample(arranged, state | updates, Uniform(key, draws))
+        return kernel * self._restore(mask), updates
 
     def infer(self, kernel: Tensor, state: State, moved: Tensor) -> tuple[Tensor, State]:
-        """The deterministic mask, and the state it rests on: found anew where `moved` is not 0, else as stored."""
-        kernel = self._arrange(kernel)
+        """The kernel under the deterministic mask, and the state the mask rests on: found anew where `moved` is not 0, else as stored."""
+        arranged = self._arrange(kernel)
         stored = {name: state[name] for name in self.method.remembers if name in state}
-        updates = ops.cond(moved > 0, lambda: self.method.decide(kernel, state), lambda: stored) if stored else {}
-        return self._restore(self.method.mode(kernel, state | updates)), updates
+        updates = ops.cond(moved > 0, lambda: self.method.decide(arranged, state), lambda: stored) if stored else {}
+        return kernel * self._restore(self.method.mode(arranged, state | updates)), updates
+
+    def mode(self, kernel: Tensor, state: State) -> Tensor:
+        """The deterministic mask, found anew."""
+        kernel = self._arrange(kernel)
+        fresh = self.method.decide(kernel, state) if any(name in state for name in self.method.remembers) else {}
+        return self._restore(self.method.mode(kernel, state | fresh))
 
     def draw(self, kernel: Tensor, state: State, key: Tensor, draws: Tensor) -> Tensor:
         """A sample from the current state, with everything that follows from the kernel computed exactly."""

@@ -110,7 +110,7 @@ def _protected(model, method) -> set[int]:
 
 def why_skipped(layer, method: PruningMethod, outputs: set[int]) -> str | None:
     """Why `method` leaves `layer` as it is; None where it can prune it. `outputs` are the layers that feed an output of the model."""
-    if not isinstance(layer, SUPPORTED):
+    if why_unsupported(layer):
         return why_unsupported(layer)
     if id(layer) in outputs:
         return "feeds an output of the model, which would lose a unit"

@@ -8,6 +8,7 @@ takes 600 ms), the result is the exact order statistic, and a search that starts
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from keras import ops
@@ -20,7 +21,12 @@ _FIRST_STEP = 2**17  # 1/64 of an octave: about what a threshold moves between t
 
 def count_kept(groups: int, sparsity: float) -> int:
     """How many of `groups` groups are kept: `max(1, groups - floor(sparsity * groups + 0.5))`, exact and never none."""
-    return max(1, groups - math.floor(sparsity * groups + 0.5))
+    return max(1, groups - count_removed(groups, sparsity))
+
+
+def count_removed(groups: int, sparsity: float) -> int:
+    """How many of `groups` groups a sparsity asks to remove, rounded half up."""
+    return math.floor(sparsity * groups + 0.5)
 
 
 def to_key(scores: Tensor) -> Tensor:
@@ -133,14 +139,15 @@ def quantile(scores: Tensor, rank: Tensor | int, offset: Tensor | float) -> Tens
     return value + ops.cast(offset, "float32") * (following - value)
 
 
-def track(keys: Tensor, below: Tensor, guess: Tensor, tolerance: int) -> Tensor:
+def track(keys: Callable[[], Tensor], below: Tensor | int, guess: Tensor, tolerance: int) -> Tensor:
     """A key with about `below` keys under it, found from a guess.
 
     One count confirms a guess that still holds. Otherwise the search steps away from it with doubling steps until it has the answer between two
     counted keys, and bisects; it ends when a counted key is within `tolerance`, or at the order statistic itself where ties leave no such key.
 
     Args:
-        keys: int32 tensor, any shape.
+        keys: Function without arguments that gives the int32 keys: called once for the count that confirms, and again, inside the branch, for the
+            search, so that a confirmed guess never writes the keys to memory.
         below: Scalar int32, how many keys should lie under the result.
         guess: Scalar int32, a key to start from: the last step's result.
         tolerance: How far the count may be from `below`, in keys.
@@ -149,22 +156,31 @@ def track(keys: Tensor, below: Tensor, guess: Tensor, tolerance: int) -> Tensor:
         Scalar int32.
     """
 
-    def is_off(key, count, low, high, step):
-        return ops.logical_and(ops.absolute(count - below) > tolerance, low < high - 1)
+    def is_off(count):
+        return ops.absolute(count - below) > tolerance
 
-    def move(key, count, low, high, step):
-        too_low = count < below
-        low, high = ops.where(too_low, key, low), ops.where(too_low, high, key)
-        upward = ops.where(key > HIGHEST - step, _int(HIGHEST - 1), key + step)
-        downward = ops.where(key < LOWEST + step, _int(LOWEST + 1), key - step)
-        outward = ops.where(too_low, ops.minimum(upward, high - 1), ops.maximum(downward, low + 1))
-        bracketed = ops.logical_and(low != LOWEST, high != HIGHEST)
-        key = ops.where(bracketed, _middle(low, high), outward)
-        return key, _count(keys < key), low, high, ops.minimum(step * 2, _int(2**29))
+    def search():
+        array = keys()
 
-    start = (guess, _count(keys < guess), _int(LOWEST), _int(HIGHEST), _int(_FIRST_STEP))
-    key, count, low, high, _ = ops.while_loop(is_off, move, start)
-    return ops.where(ops.absolute(count - below) > tolerance, low, key)
+        def unsettled(key, count, low, high, step):
+            return ops.logical_and(is_off(count), low < high - 1)
+
+        def move(key, count, low, high, step):
+            too_low = count < below
+            low, high = ops.where(too_low, key, low), ops.where(too_low, high, key)
+            upward = ops.where(key > HIGHEST - step, _int(HIGHEST - 1), key + step)
+            downward = ops.where(key < LOWEST + step, _int(LOWEST + 1), key - step)
+            outward = ops.where(too_low, ops.minimum(upward, high - 1), ops.maximum(downward, low + 1))
+            bracketed = ops.logical_and(low != LOWEST, high != HIGHEST)
+            key = ops.where(bracketed, _middle(low, high), outward)
+            return key, _count(array < key), low, high, ops.minimum(step * 2, _int(2**29))
+
+        start = (guess, first, _int(LOWEST), _int(HIGHEST), _int(_FIRST_STEP))
+        key, count, low, _, _ = ops.while_loop(unsettled, move, start)
+        return ops.where(is_off(count), low, key)
+
+    first = _count(keys() < guess)
+    return ops.cond(is_off(first), search, lambda: guess)
 
 
 def share(scores: list[np.ndarray], kept: int) -> list[int]:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_gibbs import graph, ranking
+from keras_gibbs import graph
 from keras_gibbs.layers import Pruned
 from keras_gibbs.model import kernel_layers, masked_kernel, why_skipped
 from keras_gibbs.tables import render
@@ -67,9 +67,10 @@ def summary(model) -> Summary:
     for layer in graph.walk(model):
         if id(layer) in layers:
             kernel = masked_kernel(layer)
-            rows.append(_row(layer, kernel.shape, kernel.size, int(np.count_nonzero(kernel)), _note(layer, methods, outputs)))
+            kept = int(np.count_nonzero(kernel))
+            rows.append(_row(layer, kernel.shape, kernel.size, kept, _note(layer, kept, methods, outputs)))
         elif id(layer) not in inner and layer.weights and not graph.children(layer):
-            rows.append(_row(layer, None, 0, 0, _note(layer, methods, outputs)))
+            rows.append(_row(layer, None, 0, 0, _note(layer, 0, methods, outputs)))
     return Summary(rows, _fraction(rows), _fraction([row for row in rows if row["method"]]) if wrapped else None)
 
 
@@ -90,12 +91,13 @@ def _fraction(rows):
     return 1.0 - sum(row["kept"] for row in rows) / weights if weights else 0.0
 
 
-def _note(layer, methods, outputs):
+def _note(layer, kept, methods, outputs):
     if not isinstance(layer, Pruned):
         if not methods:
             return ""
         return next((reason for method in methods if (reason := why_skipped(layer, method, outputs))), "not selected")
-    asked = layer.method.anneal(max(0.0, layer.progress)).get("sparsity")
-    if asked is not None and ranking.count_kept(layer.groups, asked) > layer.groups - asked * layer.groups + 0.5:
-        return f"keeps 1 of {layer.groups} groups, more than sparsity {asked:g} asks, so that something is left"
+    if layer.is_short():
+        return f"keeps 1 of {layer.groups} groups, more than the sparsity asks for, so that something is left"
+    if not kept:
+        return "nothing is left of it"
     return ""

@@ -137,6 +137,10 @@ class RankedMethod(PruningMethod):
         """Mean squared weight of every group, `(1, 1, groups)`: energy in the language of Gibbs pruning."""
         return ops.mean(kernel * kernel, axis=(0, 1), keepdims=True)
 
+    def track(self, kernel: Tensor, below: Tensor, guess: Tensor) -> Tensor:
+        """A key that has `below` keys of the scores under it, to within 0.001 of the weights, found from the last step's."""
+        return ranking.track(lambda: ranking.to_key(self.scores(kernel)), below, guess, int(TRACKED_TOLERANCE * kernel.shape[2]))
+
     def decide(self, kernel, state):
         key, index = ranking.cut(ranking.to_key(self.scores(kernel)), state["kept"])
         return {"cut_key": key, "cut_index": index}

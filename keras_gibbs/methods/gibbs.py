@@ -7,7 +7,7 @@ from keras import ops
 from keras_gibbs import ranking
 from keras_gibbs.configuration import register
 from keras_gibbs.energies import FilterCoupling, Hamiltonian, authors_hamiltonian
-from keras_gibbs.methods.base import TRACKED_TOLERANCE, RankedMethod, Spec, check_sparsity
+from keras_gibbs.methods.base import RankedMethod, Spec, check_sparsity
 from keras_gibbs.schedules import Geometric, Schedule, as_schedule
 from keras_gibbs.structures import Structure, Unstructured
 
@@ -76,12 +76,9 @@ class Gibbs(RankedMethod):
 
     def measure(self, kernel, state, exact):
         """Q: exact, or within 0.001 of the right fraction of the weights, found from the last step's."""
-        scores = self.scores(kernel)
         if exact or "cut_key" not in state:
-            return {"threshold": ranking.quantile(scores, state["quantile_rank"], state["quantile_offset"])}
-        tolerance = int(TRACKED_TOLERANCE * kernel.shape[2])
-        key = ranking.track(ranking.to_key(scores), state["quantile_rank"], ranking.to_key(state["threshold"]), tolerance)
-        return {"threshold": ranking.from_key(key)}
+            return {"threshold": ranking.quantile(self.scores(kernel), state["quantile_rank"], state["quantile_offset"])}
+        return {"threshold": ranking.from_key(self.track(kernel, state["quantile_rank"], ranking.to_key(state["threshold"])))}
 
     def field(self, kernel, state):
         """b = Q - w^2, per spin: positive where the weight should go."""

@@ -2,9 +2,8 @@
 
 import dataclasses
 
-from keras_gibbs import ranking
 from keras_gibbs.configuration import register
-from keras_gibbs.methods.base import TRACKED_TOLERANCE, RankedMethod, check_sparsity
+from keras_gibbs.methods.base import RankedMethod, check_sparsity
 from keras_gibbs.schedules import Schedule
 from keras_gibbs.structures import Structure, Unstructured
 
@@ -48,9 +47,7 @@ class Magnitude(RankedMethod):
         if exact:
             return self.decide(kernel, state)
         groups = kernel.shape[2]
-        tolerance = int(TRACKED_TOLERANCE * groups)
-        key = ranking.track(ranking.to_key(self.scores(kernel)), groups - state["kept"], state["cut_key"], tolerance)
-        return {"cut_key": key, "cut_index": groups - 1}
+        return {"cut_key": self.track(kernel, groups - state["kept"], state["cut_key"]), "cut_index": groups - 1}
 
     def sample(self, kernel, state, uniform):
         return self.mode(kernel, state)

@@ -117,7 +117,7 @@ def why_skipped(layer, method: PruningMethod, outputs: set[int]) -> str | None:
     try:
         method.check(layer, layer.kernel.shape)
     except ValueError as error:
-        return str(error)
+        return str(error).split(" Received: ")[0]
     return None
 
 

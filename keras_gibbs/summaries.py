@@ -81,7 +81,7 @@ def _row(layer, shape, weights, kept, note):
         "weights": weights,
         "kept": kept,
         "sparsity": 1.0 - kept / weights if weights else 0.0,
-        "method": repr(layer.method) if isinstance(layer, Pruned) else None,
+        "method": layer.method.brief() if isinstance(layer, Pruned) else None,
         "note": note,
     }
 

@@ -58,7 +58,7 @@ class GibbsPruningCallback(keras.callbacks.Callback):
         self._sparsity_moves = any("sparsity" in _moving(layer.method) for layer in layers)
         self._horizon = self.epochs or self.params["epochs"]
         self._steps = self.params.get("steps")
-        self._epoch, self._last_epoch = None, None
+        self._epoch, self._last_epoch, self._last_batch = None, None, 0
         self._over = not self.restart and all(layer.progress >= 1.0 for layer in layers)
         if self._over and not self._told:
             self._told = True
@@ -82,7 +82,7 @@ class GibbsPruningCallback(keras.callbacks.Callback):
             return  # the number of steps is not known yet
         updates = self._horizon if not every else self._horizon * self._steps // every
         for name, schedule in {item for layer in layers for item in layer.method.schedules().items()}:
-            if schedule.span is None:
+            if schedule.span is None or schedule.span[0] == schedule.span[1]:
                 continue
             moves = (schedule.span[1] - schedule.span[0]) * updates
             if moves < FEW_UPDATES:
@@ -104,7 +104,7 @@ class GibbsPruningCallback(keras.callbacks.Callback):
 
     def _stride(self, batch):
         """Batches since the last call: more than one with `steps_per_execution`."""
-        return batch - self._last_batch if batch > getattr(self, "_last_batch", 0) else 1
+        return batch - self._last_batch if batch > self._last_batch else 1
 
     def on_test_begin(self, logs=None):
         if self.model is not None:
@@ -112,7 +112,7 @@ class GibbsPruningCallback(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self._last_epoch = epoch
-        self._steps = self._steps or self.params.get("steps")
+        self._steps = self._steps or self._last_batch + 1
         if logs is not None:
             logs.update(self._figures())
 

@@ -1,0 +1,34 @@
+# make demo    train a small network dense and pruned, export both, print a table
+# make test    all tests, on the TensorFlow and on the JAX backend
+# make lint    ruff
+# Each sets up .venv first if need be. Another Python: make PYTHON=python3.12 test
+
+PYTHON ?= python3
+WORKERS ?= 2
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+BIN := .venv/bin
+READY := .venv/.installed
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS)
+
+.PHONY: demo test lint
+
+demo: $(READY)
+	@mkdir -p build
+	@$(BIN)/python examples/quickstart.py 2> build/demo.log || { cat build/demo.log >&2; exit 1; }
+
+test: $(READY)
+	@echo "Tests on the TensorFlow backend"
+	@KERAS_BACKEND=tensorflow $(PYTEST)
+	@echo "Tests on the JAX backend"
+	@KERAS_BACKEND=jax $(PYTEST)
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+
+$(READY): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 11) and sys.exit("keras_gibbs needs Python 3.11 or newer, and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 ..." % v[:2])'
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "No virtual environment could be made; on Debian and Ubuntu install python3-venv."; exit 1; }
+	@echo "Installing keras_gibbs, TensorFlow and JAX into .venv (once, some minutes) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

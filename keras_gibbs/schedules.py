@@ -29,10 +29,12 @@ class Schedule(Configuration):
     def __call__(self, progress: float) -> float:
         if progress >= self.end:  # also where begin = end: a step
             return float(self.stop)
-        return float(self.between(max(0.0, (progress - self.begin) / (self.end - self.begin))))
+        if progress <= self.begin:
+            return float(self.start)
+        return float(self.between((progress - self.begin) / (self.end - self.begin)))
 
     def between(self, fraction: float) -> float:
-        """The value at `fraction` in [0, 1) of the way from `begin` to `end`."""
+        """The value at `fraction` in (0, 1) of the way from `begin` to `end`."""
         raise NotImplementedError
 
     def __post_init__(self):

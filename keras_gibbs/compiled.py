@@ -26,7 +26,9 @@ def compiled(function):
     if backend == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function, jit_compile=True, autograph=False)
+        fused = tf.function(function, jit_compile=True, autograph=False)
+        # Tensors, not variables: a function that was traced with a variable of one model would not outlive it.
+        return lambda *args: fused(*tf.nest.map_structure(tf.convert_to_tensor, args))
     if backend == "jax":
         import jax
 

@@ -4,7 +4,7 @@ import random
 
 import keras
 import numpy as np
-from keras import ops, tree
+from keras import ops
 
 from keras_gibbs import ranking
 from keras_gibbs.configuration import register
@@ -108,9 +108,7 @@ class Pruned(keras.layers.Wrapper):
 
     def _call(self, function, *args):
         """One of the pure functions of `Masks` on the layer's own kernel and state."""
-        # Tensors, not variables: a compiled function that had seen a variable of one model would not serve the next.
-        kernel, values, args = tree.map_structure(ops.convert_to_tensor, (self.layer.kernel.value, self._values(), args))
-        return compiled_masks(self._masks, function)(kernel, values, *args)
+        return compiled_masks(self._masks, function)(self.layer.kernel.value, self._values(), *args)
 
     def _noise(self):
         return np.array([self.seed & 0xFFFFFFFF, self.seed >> 32], "uint32"), self._draws.value

@@ -31,13 +31,13 @@ def count_removed(groups: int, sparsity: float) -> int:
 
 def to_key(scores: Tensor) -> Tensor:
     """Float32 scores as int32 keys of the same order; both zeros are one key."""
-    bits = ops.view(ops.cast(scores, "float32") + np.float32(0), dtype="int32")
-    return ops.where(bits < 0, ops.bitwise_xor(bits, _int(HIGHEST)), bits)
+    bits = ops.view(ops.cast(scores, "float32"), dtype="int32")  # sign and magnitude
+    return ops.where(bits < 0, _int(LOWEST) - bits, bits)
 
 
 def from_key(key: Tensor) -> Tensor:
     """The float32 score of a key."""
-    return ops.view(ops.where(key < 0, ops.bitwise_xor(key, _int(HIGHEST)), key), dtype="float32")
+    return ops.view(ops.where(key < 0, _int(LOWEST) - key, key), dtype="float32")
 
 
 def _int(value):

@@ -33,8 +33,15 @@ def children(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """The layers directly inside `layer`: those of a model, or those another layer holds as attributes, alone or in lists and dicts."""
     if isinstance(layer, keras.Model):
         return layer.layers
-    held = [value for value in vars(layer).values() if isinstance(value, (keras.layers.Layer, list, tuple, dict))]
-    return [value for value in tree.flatten(held) if isinstance(value, keras.layers.Layer)]
+    return list(_held(vars(layer)))
+
+
+def _held(value):
+    if isinstance(value, keras.layers.Layer):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _held(part)
 
 
 def leaves(model: keras.Model) -> list[keras.layers.Layer]:

@@ -175,7 +175,7 @@ class Pruned(keras.layers.Wrapper):
     @property
     def progress(self) -> float:
         """How far the schedules have come, in [0, 1]; negative where no callback has moved them yet."""
-        return float(self._progress.value)
+        return float(self._progress.value) if self.built else NEVER
 
     @property
     def groups(self) -> int:

@@ -89,15 +89,15 @@ def _choose(model, method, where) -> set[int]:
     """The ids of the layers to wrap; raises where there are none, or `where` names one that the method cannot prune."""
     selected, outputs = _selector(where), _protected(model, method)
     leaves = [layer for layer in graph.leaves(model) if selected(layer)]
-    reasons = {layer.name: why_skipped(layer, method, outputs) for layer in leaves if layer.weights}
-    chosen = [layer for layer in leaves if layer.weights and reasons[layer.name] is None]
+    reasons = [(layer, why_skipped(layer, method, outputs)) for layer in leaves if layer.weights]
+    chosen = [layer for layer, reason in reasons if reason is None]
     if where is not None and chosen:
         for layer in leaves:
             if isinstance(layer, SUPPORTED):
-                method.check(layer, layer.kernel.shape)
+                method.for_layer(layer).check(layer, layer.kernel.shape)
     if not chosen:
         names = [layer.name for layer in graph.leaves(model) if isinstance(layer, SUPPORTED)]
-        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or f"no layer matches where={where!r}"
+        why = "; ".join(f"{layer.name}: {reason}" for layer, reason in reasons) or f"no layer matches where={where!r}"
         raise ValueError(f"There is nothing to prune in model {model.name!r} ({why}). Its layers with a kernel are {names}.")
     for layer in chosen:
         _check_finite(layer)
@@ -115,7 +115,7 @@ def why_skipped(layer, method: PruningMethod, outputs: set[int]) -> str | None:
     if id(layer) in outputs:
         return "feeds an output of the model, which would lose a unit"
     try:
-        method.check(layer, layer.kernel.shape)
+        method.for_layer(layer).check(layer, layer.kernel.shape)
     except ValueError as error:
         return str(error).split(" Received: ")[0]
     return None
@@ -194,7 +194,7 @@ def strip_pruning(model):
 def _strip(pruned):
     plain = _copy(pruned.layer)
     if pruned.built:
-        plain.kernel.assign(pruned.layer.kernel * pruned.mask())
+        plain.kernel.assign(masked_kernel(pruned))
     plain.trainable = pruned.trainable
     return plain
 
@@ -215,6 +215,8 @@ def sparsity(model, where=None) -> float:
     >>> kg.sparsity(pruned) == kg.sparsity(kg.strip_pruning(pruned))
     True
     """
+    if not isinstance(model, keras.layers.Layer):
+        raise TypeError(describe_foreign(model))
     selected = _selector(where)
     kernels = [masked_kernel(layer) for layer in kernel_layers(model) if selected(layer)]
     total = sum(kernel.size for kernel in kernels)
@@ -234,4 +236,5 @@ def masked_kernel(layer) -> np.ndarray:
     """The kernel as inference uses it."""
     if not isinstance(layer, Pruned):
         return keras.ops.convert_to_numpy(layer.kernel)
-    return keras.ops.convert_to_numpy(layer.layer.kernel) * keras.ops.convert_to_numpy(layer.mask())
+    masked = keras.ops.convert_to_numpy(layer.layer.kernel) * keras.ops.convert_to_numpy(layer.mask())
+    return masked + masked.dtype.type(0)  # -0 becomes 0: files with zeros of one kind compress better

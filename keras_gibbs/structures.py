@@ -150,7 +150,6 @@ class Filter(Structure):
     def check(self, layer):
         if isinstance(layer, DEPTHWISE):
             raise ValueError(
-                f"`Filter()` removes all that one output channel reads, and a depthwise kernel reads one channel. Received: layer={layer.name!r} "
-                f"({type(layer).__name__}). Use `Kernel()` for it, or leave it out with `where=`; pruning the filters of the convolution before it "
-                "silences its channels."
+                "`Filter()` removes all that one output channel reads, and a depthwise kernel reads one channel: use `Kernel()` for it, or leave it out "
+                f"with `where=`. Received: layer={layer.name!r}, a {type(layer).__name__}."
             )

@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 
 from keras_gibbs import graph
-from keras_gibbs.layers import Pruned
+from keras_gibbs.layers import Pruned, describe_foreign
 from keras_gibbs.model import kernel_layers, masked_kernel, why_skipped
 from keras_gibbs.tables import render
 
@@ -58,6 +59,8 @@ def summary(model) -> Summary:
 
     >>> print(kg.summary(pruned))
     """
+    if not isinstance(model, keras.layers.Layer):
+        raise TypeError(describe_foreign(model))
     layers = {id(layer): layer for layer in kernel_layers(model)}
     wrapped = [layer for layer in layers.values() if isinstance(layer, Pruned)]
     inner = {id(layer.layer) for layer in wrapped}

@@ -144,7 +144,8 @@ def weights(model):
 def same(first, second):
     """Whether two lists of arrays are equal bit for bit."""
     return len(first) == len(second) and all(
-        one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes() for one, other in zip(first, second, strict=True)
+        one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+        for one, other in zip(first, second, strict=True)
     )
 
 

@@ -49,7 +49,8 @@ def test_count_kept_rounds_half_up_what_it_removes_and_keeps_at_least_one(groups
 
 
 @pytest.mark.parametrize(
-    "groups, sparsity, kept", [(4, 0.5, 2), (10, 0.9, 1), (2304, 0.9, 230), (16, 0.98, 1), (5, 0.5, 2), (7, 0.0, 7), (1, 0.999, 1), (3, 0.5, 1)]
+    "groups, sparsity, kept",
+    [(4, 0.5, 2), (10, 0.9, 1), (2304, 0.9, 230), (16, 0.98, 1), (5, 0.5, 2), (7, 0.0, 7), (1, 0.999, 1), (3, 0.5, 1)],
 )
 def test_count_kept_by_hand(groups, sparsity, kept):
     assert ranking.count_kept(groups, sparsity) == kept

@@ -103,7 +103,12 @@ def test_a_schedule_that_ends_before_it_starts_or_counts_steps_is_refused(cls, b
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_refused(value):
-    for make in (lambda: kg.Linear(value, 1.0), lambda: kg.Polynomial(0.0, value), lambda: kg.Constant(value), lambda: kg.Linear(0, 1, end=value)):
+    for make in (
+        lambda: kg.Linear(value, 1.0),
+        lambda: kg.Polynomial(0.0, value),
+        lambda: kg.Constant(value),
+        lambda: kg.Linear(0, 1, end=value),
+    ):
         with pytest.raises(ValueError, match="finite"):
             make()
 

@@ -34,7 +34,7 @@ def test_restore_undoes_arrange(structure, layer_case):
     assert np.array_equal(numpy(structure.restore(arranged, kernel.shape, layout)), kernel)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_restore_undoes_arrange_for_any_layout(data):
     shape = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=5))

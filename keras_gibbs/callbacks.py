@@ -129,7 +129,8 @@ class GibbsPruningCallback(keras.callbacks.Callback):
         progress = min(1.0, progress)
         model = self.model  # on JAX this access is what hands the state of training to the layers, and takes it back
         for layer in self._layers:
-            layer.anneal(progress)
+            if layer.built:  # a subclassed model may build its layers in the first step; they start where schedules do
+                layer.anneal(progress)
         if not self._every() or self._sparsity_moves:
             distribute(model, self._layers)
 

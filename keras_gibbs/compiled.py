@@ -1,5 +1,6 @@
 """Compile a pure function with XLA, on any backend and inside any other compiled function."""
 
+import functools
 import os
 
 import keras
@@ -26,7 +27,8 @@ def compiled(function):
     if backend == "tensorflow":
         import tensorflow as tf
 
-        fused = tf.function(function, jit_compile=True, autograph=False)
+        # A partial has no code of its own, by which TensorFlow would take the functions of several shapes for one that is traced again and again.
+        fused = tf.function(functools.partial(function), jit_compile=True, autograph=False)
         # Tensors, not variables: a function that was traced with a variable of one model would not outlive it.
         return lambda *args: fused(*tf.nest.map_structure(tf.convert_to_tensor, args))
     if backend == "jax":

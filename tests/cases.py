@@ -105,7 +105,10 @@ every_layer = pytest.mark.parametrize("layer_case", [pytest.param(case, id=name)
 
 
 def xla(on):
-    """A fixture: masks compiled by XLA on TensorFlow, or not. XLA compiles every small mask for longer than a whole test runs; results are the same."""
+    """A fixture: masks compiled by XLA on TensorFlow, or not.
+
+    XLA compiles a small mask for longer than a whole test runs without it; results are the same.
+    """
 
     def switch():
         with pytest.MonkeyPatch.context() as patch:
@@ -173,12 +176,13 @@ def top(scores, sparsity):
 
 
 def gradients(layer, x, loss=lambda y: keras.ops.sum(y * y)):
-    """Gradients of `loss(layer(x, training=True))` and the layer's own losses, by the path of each trainable variable; its state moves on."""
+    """Gradients of `loss(layer(x))` and the layer's own losses in a training step, by variable path; the layer's state moves on."""
+    training = {"training": True} if isinstance(layer, kg.Pruned) else {}
     if JAX:
         import jax
 
         def objective(trainable, non_trainable):
-            outputs, state, losses = layer.stateless_call(trainable, non_trainable, x, training=True, return_losses=True)
+            outputs, state, losses = layer.stateless_call(trainable, non_trainable, x, return_losses=True, **training)
             return loss(outputs) + sum(losses), state
 
         values = [[variable.value for variable in group] for group in (layer.trainable_variables, layer.non_trainable_variables)]
@@ -189,7 +193,7 @@ def gradients(layer, x, loss=lambda y: keras.ops.sum(y * y)):
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
-            objective = loss(layer(x, training=True)) + sum(layer.losses)
+            objective = loss(layer(x, **training)) + sum(layer.losses)
         found = tape.gradient(objective, [variable.value for variable in layer.trainable_variables])
     return {variable.path: numpy(gradient) for variable, gradient in zip(layer.trainable_variables, found, strict=True)}
 

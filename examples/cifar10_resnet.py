@@ -91,7 +91,7 @@ def load(data_dir, limit):
         for split in (f"train[:{limit}]" if limit else "train", "test")
     )
     mean, deviation = train[0].mean(dtype="float64"), train[0].std(dtype="float64")
-    return *(((images - np.float32(mean)) / np.float32(deviation), labels) for images, labels in (train, test)),
+    return (*(((images - np.float32(mean)) / np.float32(deviation), labels) for images, labels in (train, test)),)
 
 
 def main():

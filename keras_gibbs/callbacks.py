@@ -18,7 +18,7 @@ class GibbsPruningCallback(keras.callbacks.Callback):
 
     At the end of every epoch `sparsity` (of the deterministic masks, over all kernels) and the method's own figures, averaged over the layers, join the
     logs: for Gibbs `beta`, `kept` (fraction of a random sample that is kept) and `energy` (per group). History always sees them; list CSVLogger
-    and TensorBoard after this callback and they do too.
+    and TensorBoard after this callback and they do too. The figures are those the epoch ended with: after the last one schedules move once more, to 1.
 
     Args:
         update_freq: When schedules move: `"epoch"`, `"batch"`, or an int, every so many batches. `"auto"` is per epoch in a run of 20 epochs or more,
@@ -59,16 +59,20 @@ class GibbsPruningCallback(keras.callbacks.Callback):
         self._horizon = self.epochs or self.params["epochs"]
         self._steps = self.params.get("steps")
         self._epoch, self._last_epoch, self._last_batch = None, None, 0
-        self._over = not self.restart and all(layer.progress >= 1.0 for layer in layers)
-        if self._over and not self._told:
+        self._over = None
+
+    def _begin(self):
+        """Find out where the model stands; only now, since another callback may have restored it in `on_train_begin`."""
+        self._over = not self.restart and all(layer.progress >= 1.0 for layer in self._layers)
+        if not self._over:
+            self._warn_of_jumps()
+        elif not self._told:
             self._told = True
             warnings.warn(
                 "The schedules of this model ended in an earlier `fit`: they stay at their end, and this `fit` trains on under the final state. To begin "
                 "again, pass `GibbsPruningCallback(restart=True)`.",
-                stacklevel=2,
+                stacklevel=3,
             )
-        if not self._over:
-            self._warn_of_jumps(layers)
 
     def _every(self):
         """After how many batches schedules move; None for once an epoch."""
@@ -76,12 +80,12 @@ class GibbsPruningCallback(keras.callbacks.Callback):
             return None
         return self.update_freq if isinstance(self.update_freq, int) else 1
 
-    def _warn_of_jumps(self, layers):
+    def _warn_of_jumps(self):
         every = self._every()
         if every and not self._steps:
             return  # the number of steps is not known yet
         updates = self._horizon if not every else self._horizon * self._steps // every
-        for name, schedule in {item for layer in layers for item in layer.method.schedules().items()}:
+        for name, schedule in {item for layer in self._layers for item in layer.method.schedules().items()}:
             if schedule.span is None or schedule.span[0] == schedule.span[1]:
                 continue
             moves = (schedule.span[1] - schedule.span[0]) * updates
@@ -89,10 +93,12 @@ class GibbsPruningCallback(keras.callbacks.Callback):
                 warnings.warn(
                     f"The schedule of `{name}`, {schedule!r}, moves {int(moves)} times only in this training of {self._horizon} epochs: it jumps to its end. "
                     "Train longer, stretch the schedule, or move it more often with `GibbsPruningCallback(update_freq='batch')`.",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
 
     def on_epoch_begin(self, epoch, logs=None):
+        if self._over is None:
+            self._begin()
         self._epoch = epoch
         self._move(epoch / self._horizon)
 
@@ -112,7 +118,10 @@ class GibbsPruningCallback(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self._last_epoch = epoch
-        self._steps = self._steps or self._last_batch + 1
+        if not self._steps:
+            # Where the data say by ending how many batches they hold, TensorFlow announces one batch more than there are.
+            announced = self._last_batch + 1
+            self._steps = max(1, announced - 1) if keras.backend.backend() == "tensorflow" else announced
         if logs is not None:
             logs.update(self._figures())
 

@@ -369,8 +369,7 @@ def _accuracy(outputs, labels, expected):
     scores = outputs[0]
     if labels.size not in (scores.size, scores[..., 0].size):
         raise ValueError(
-            "y of `data` must hold integer labels or one-hot rows. "
-            f"Received: y of shape {labels.shape} for outputs of shape {scores.shape}. Reshape y."
+            f"y of `data` must hold integer labels or one-hot rows. Received: y of shape {labels.shape} for outputs of shape {scores.shape}. Reshape y."
         )
     if scores.shape[-1] == 1:
         probabilities = expected[0].min() >= 0 and expected[0].max() <= 1

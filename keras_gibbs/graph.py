@@ -7,7 +7,8 @@ import keras
 from keras import tree
 
 FUNCTIONAL = type(keras.Model(*[keras.Input((1,), name="probe")] * 2))  # the class of a functional model is not public
-CHANNELWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D, keras.layers.PReLU)  # weights of a matrix's rank, but one per channel
+# Weights of a matrix's rank that do not mix channels.
+CHANNELWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D, keras.layers.PReLU, keras.layers.LayerNormalization)
 
 
 def has_graph(layer) -> bool:

@@ -90,7 +90,8 @@ class Pruned(keras.layers.Wrapper):
         for name, spec in self.method.state(self._masks.arranged_shape).items():
             self._state[name] = self._add_state(name, spec.value, spec.dtype, spec.trainable)
         self._progress = self._add_state("progress", NEVER)
-        self._draws = self._add_state("draws", 0, "uint32")  # how many masks were drawn: the whole state of the noise
+        self._key = self._add_state("key", [self.seed & 0xFFFFFFFF, self.seed >> 32], "uint32")  # saved, so that a resumed run needs no seed
+        self._draws = self._add_state("draws", 0, "uint32")  # how many masks were drawn
         self._moved = self._add_state("moved", 1, "uint8")  # 1 once weights or counts have changed since `decide`
         self.built = True
 
@@ -111,7 +112,7 @@ class Pruned(keras.layers.Wrapper):
         return compiled_masks(self._masks, function)(self.layer.kernel.value, self._values(), *args)
 
     def _noise(self):
-        return np.array([self.seed & 0xFFFFFFFF, self.seed >> 32], "uint32"), self._draws.value
+        return self._key.value, self._draws.value
 
     def _values(self):
         return {name: variable.value for name, variable in self._state.items()}
@@ -175,7 +176,7 @@ class Pruned(keras.layers.Wrapper):
     @property
     def progress(self) -> float:
         """How far the schedules have come, in [0, 1]; negative where no callback has moved them yet."""
-        return float(self._progress.value) if self.built else NEVER
+        return float(keras.ops.convert_to_numpy(self._progress.value)) if self.built else NEVER
 
     @property
     def groups(self) -> int:

@@ -88,6 +88,8 @@ def _selector(where):
 def _choose(model, method, where) -> set[int]:
     """The ids of the layers to wrap; raises where there are none, or `where` names one that the method cannot prune."""
     selected, outputs = _selector(where), _protected(model, method)
+    names = [layer.name for layer in graph.leaves(model) if isinstance(layer, SUPPORTED)]
+    method.check_names(names)
     leaves = [layer for layer in graph.leaves(model) if selected(layer)]
     reasons = [(layer, why_skipped(layer, method, outputs)) for layer in leaves if layer.weights]
     chosen = [layer for layer, reason in reasons if reason is None]
@@ -96,7 +98,6 @@ def _choose(model, method, where) -> set[int]:
             if isinstance(layer, SUPPORTED):
                 method.for_layer(layer).check(layer, layer.kernel.shape)
     if not chosen:
-        names = [layer.name for layer in graph.leaves(model) if isinstance(layer, SUPPORTED)]
         why = "; ".join(f"{layer.name}: {reason}" for layer, reason in reasons) or f"no layer matches where={where!r}"
         raise ValueError(f"There is nothing to prune in model {model.name!r} ({why}). Its layers with a kernel are {names}.")
     for layer in chosen:

@@ -37,9 +37,7 @@ class MethodCase:
 METHODS = {
     "gibbs": MethodCase(lambda: kg.Gibbs(0.5), random=True),
     "gibbs-kernel": MethodCase(lambda: kg.Gibbs(0.5, structure=kg.Kernel()), random=True),
-    "gibbs-kernel-reference": MethodCase(
-        lambda: kg.Gibbs(0.5, structure=kg.Kernel(), hamiltonian=kg.KernelCoupling(convention="reference")), random=True
-    ),
+    "gibbs-kernel-reference": MethodCase(lambda: kg.Gibbs(0.5, structure=kg.Kernel(), hamiltonian=kg.KernelCoupling(convention="reference")), random=True),
     "gibbs-filter": MethodCase(lambda: kg.Gibbs(0.5, structure=kg.Filter(), hamiltonian=kg.FilterCoupling(sweeps=3)), random=True),
     "gibbs-filter-independent": MethodCase(lambda: kg.Gibbs(0.5, structure=kg.Filter(), hamiltonian=kg.Independent()), random=True),
     "gibbs-scheduled": MethodCase(lambda: kg.Gibbs(kg.Linear(0.5, 0.6), beta=kg.Constant(1.0)), random=True),
@@ -83,9 +81,7 @@ LAYERS = {
     "dense": LayerCase(lambda **kw: layers.Dense(4, **kw), (5,), ((), (0,), (1,))),
     "dense-in-time": LayerCase(lambda **kw: layers.Dense(4, **kw), (3, 5), ((), (0,), (1,))),
     "einsum": LayerCase(lambda **kw: layers.EinsumDense("ab,bc->ac", 4, bias_axes="c", **kw), (6,), ((), (0,), (1,))),
-    "einsum-heads": LayerCase(
-        lambda **kw: layers.EinsumDense("abc,cde->abde", (3, 2, 4), bias_axes="de", **kw), (3, 6), ((), (0,), (1, 2))
-    ),
+    "einsum-heads": LayerCase(lambda **kw: layers.EinsumDense("abc,cde->abde", (3, 2, 4), bias_axes="de", **kw), (3, 6), ((), (0,), (1, 2))),
     "einsum-merge": LayerCase(lambda **kw: layers.EinsumDense("abde,dec->abc", (3, 6), **kw), (3, 2, 4), ((), (0, 1), (2,))),
     "einsum-ellipsis": LayerCase(lambda **kw: layers.EinsumDense("...x,xy->...y", 5, bias_axes="y", **kw), (6,), ((), (0,), (1,))),
     "conv1d": LayerCase(lambda **kw: layers.Conv1D(4, 3, **kw), (6, 2), ((0,), (1,), (2,))),
@@ -147,8 +143,7 @@ def weights(model):
 def same(first, second):
     """Whether two lists of arrays are equal bit for bit."""
     return len(first) == len(second) and all(
-        one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
-        for one, other in zip(first, second, strict=True)
+        one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes() for one, other in zip(first, second, strict=True)
     )
 
 

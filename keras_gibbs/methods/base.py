@@ -53,6 +53,9 @@ class PruningMethod(Configuration):
         """Raise `ValueError` where the method cannot prune `layer`; `kernel_shape` is None until the layer is built."""
         self.structure.check(layer)
 
+    def check_names(self, names: list[str]) -> None:
+        """Raise `ValueError` where the method does not fit a model whose layers with a kernel have `names`."""
+
     def for_layer(self, layer: keras.layers.Layer) -> "PruningMethod":
         """The method as one layer of a model gets it."""
         return self

@@ -44,6 +44,11 @@ class Fixed(PruningMethod):
     def from_config(cls, config):
         return cls()
 
+    def check_names(self, names):
+        unknown = sorted(set(self.mask) - set(names)) if isinstance(self.mask, dict) else []
+        if unknown:
+            raise ValueError(f"Every mask must belong to a layer with a kernel. Received: masks for {unknown}, which are none. There are {names}.")
+
     def for_layer(self, layer):
         return Fixed(self.mask.get(layer.name)) if isinstance(self.mask, dict) else self
 

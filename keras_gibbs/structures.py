@@ -150,6 +150,6 @@ class Filter(Structure):
     def check(self, layer):
         if isinstance(layer, DEPTHWISE):
             raise ValueError(
-                "`Filter()` removes all that one output channel reads, and a depthwise kernel reads one channel: use `Kernel()` for it, or leave it out "
-                f"with `where=`. Received: layer={layer.name!r}, a {type(layer).__name__}."
+                f"`Filter()` cannot prune {layer.name!r}: each output of a depthwise kernel reads one channel, so it has no filters. Use `Kernel()` for it, or "
+                f"leave it out with `where=`. Received: a {type(layer).__name__}."
             )

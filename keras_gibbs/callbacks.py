@@ -119,9 +119,7 @@ class GibbsPruningCallback(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self._last_epoch = epoch
         if not self._steps:
-            # Where the data say by ending how many batches they hold, TensorFlow announces one batch more than there are.
-            announced = self._last_batch + 1
-            self._steps = max(1, announced - 1) if keras.backend.backend() == "tensorflow" else announced
+            self._steps = max(1, self._last_batch)  # of data that say by ending how many batches they hold, Keras announces one more than there are
         if logs is not None:
             logs.update(self._figures())
 

@@ -84,7 +84,7 @@ class GibbsPruningCallback(keras.callbacks.Callback):
         every = self._every()
         if every and not self._steps:
             return  # the number of steps is not known yet
-        updates = self._horizon if not every else self._horizon * self._steps // every
+        updates = self._horizon * (max(1, self._steps // every) if every else 1)
         for name, schedule in {item for layer in self._layers for item in layer.method.schedules().items()}:
             if schedule.span is None or schedule.span[0] == schedule.span[1]:
                 continue
@@ -128,7 +128,11 @@ class GibbsPruningCallback(keras.callbacks.Callback):
             return  # not one epoch was trained
         # An `epochs` of our own may reach beyond this fit; without one, the end of `fit` is the end, early or not.
         self._move(1.0 if self.epochs is None else (self._last_epoch + 1) / self.epochs)
-        distribute(self.model)
+        model = self.model
+        distribute(model, self._layers)
+        for layer in self._layers:
+            if layer.built:
+                layer.note_change()  # an optimizer that averages weights has written them after the last validation
 
     def _move(self, progress):
         if self._over:
@@ -142,7 +146,7 @@ class GibbsPruningCallback(keras.callbacks.Callback):
             distribute(model, self._layers)
 
     def _figures(self):
-        figures = [layer.figures() for layer in pruned_layers(self.model)]
+        figures = [layer.figures() for layer in pruned_layers(self.model) if layer.built]
         names = dict.fromkeys(name for row in figures for name in row)
         means = {name: _mean(row[name] for row in figures if name in row) for name in names}
         return {"sparsity": sparsity(self.model), **means}

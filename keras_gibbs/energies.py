@@ -44,6 +44,9 @@ class Hamiltonian(Configuration):
     def check(self, structure: Structure) -> None:
         """Raise `ValueError` where the law is not defined for `structure`."""
 
+    def check_positions(self, positions: int) -> None:
+        """Raise `ValueError` where the law cannot be drawn for kernels of so many spatial positions."""
+
     def energy(self, spins: Tensor, field: Tensor) -> Tensor:
         """Energy of each group.
 
@@ -110,6 +113,13 @@ class KernelCoupling(Hamiltonian):
     def check(self, structure):
         if not isinstance(structure, Kernel):
             raise ValueError(f"`KernelCoupling` couples the weights of one spatial kernel. Received: structure={structure!r}. Use `structure=Kernel()`.")
+
+    def check_positions(self, positions):
+        if positions > sampling.MOST_COUPLED_SPINS:
+            raise ValueError(
+                f"`KernelCoupling` draws at most {sampling.MOST_COUPLED_SPINS} coupled spins exactly: use `hamiltonian=Independent()` for so large a kernel, "
+                f"or leave the layer out with `where=`. Received: a kernel of {positions} positions."
+            )
 
     @property
     def _scale(self):

@@ -7,8 +7,23 @@ import keras
 from keras import tree
 
 FUNCTIONAL = type(keras.Model(*[keras.Input((1,), name="probe")] * 2))  # the class of a functional model is not public
-# Weights of a matrix's rank that do not mix channels.
-CHANNELWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D, keras.layers.PReLU, keras.layers.LayerNormalization)
+# Layers whose every output channel depends on all input channels. What is not among them may hand channels on one by one.
+MIXING = (
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+    keras.layers.RNN,
+    keras.layers.Bidirectional,
+    keras.layers.Embedding,
+    keras.layers.MultiHeadAttention,
+)
 
 
 def has_graph(layer) -> bool:
@@ -62,7 +77,8 @@ def clone(model: keras.Model, replace: Callable[[keras.layers.Layer], keras.laye
         replace: Gives the built layer that takes the place of `layer`, or None for a plain copy.
 
     Returns:
-        A model of the same class; a subclass of `keras.Model` keeps its class where its constructor is the functional one.
+        A model of the same class; a subclass of `keras.Model` keeps its class where its constructor is the functional one, a subclass of Sequential becomes
+        a plain Sequential.
     """
     copies, models, originals = {}, [], []
 
@@ -127,8 +143,8 @@ def _uncompiled(model):
 def at_output(model: keras.Model) -> set[int]:
     """The ids of the layers whose output channels are the model's own.
 
-    These are the layers with weights that reach an output of the model without another matrix of weights in between: through activations,
-    normalization, pooling, reshaping, additions, depthwise convolutions.
+    These are the layers with weights that reach an output of the model without a layer in between that mixes channels: through activations,
+    normalization, pooling, reshaping, additions, depthwise convolutions, and layers that are not known to mix.
     """
     found = set()
 
@@ -136,10 +152,9 @@ def at_output(model: keras.Model) -> set[int]:
         """Note `layer` if it has weights; whether the way goes on behind it."""
         if has_graph(layer):
             return trace(layer)
-        if isinstance(layer, keras.layers.Layer) and any(len(weight.shape) >= 2 for weight in layer.weights):
+        if isinstance(layer, keras.layers.Layer) and layer.weights:
             found.add(id(layer))
-            return isinstance(layer, CHANNELWISE)
-        return True
+        return not isinstance(getattr(layer, "layer", layer) if isinstance(layer, keras.layers.Wrapper) else layer, MIXING)
 
     def trace(model) -> bool:
         """Go back from the outputs of `model`; whether one of its inputs is reached."""

@@ -45,8 +45,9 @@ class Pruned(keras.layers.Wrapper):
     While training, a mask is sampled from the method at every call; at inference the method's deterministic mask is used. The layer's own kernel is
     never overwritten: the mask is derived from it and a few scalars of state, all of them saved with the model, the state of the noise included.
 
-    Assign a kernel by hand and the next training step, load or `mask()` takes note; inference alone may use the mask's old threshold in a layer of
-    10,000 weights or more, which remembers it between steps.
+    A layer of 10,000 weights or more remembers the threshold of its mask between inference steps, until a training step, a load or the callback says that
+    the weights have changed. After assigning a kernel by hand, or by another callback (averaged weights, say) in a `fit` without `GibbsPruningCallback`,
+    call `note_change()`; `mask()`, `strip_pruning` and every count always look afresh.
 
     Args:
         layer: A layer with a `kernel`: Dense, EinsumDense, a convolution, transposed or depthwise convolution. A built layer keeps its weights.
@@ -69,6 +70,7 @@ class Pruned(keras.layers.Wrapper):
         if not isinstance(method, PruningMethod):
             raise TypeError(f"`method` must be a pruning method such as `keras_gibbs.Gibbs(sparsity=0.9)`. Received: method={method!r}.")
         method.check(layer, layer.kernel.shape if layer.built else None)
+        check_finite(layer)
         kwargs = {"name": layer.name, "trainable": layer.trainable} | kwargs
         # The wrapper computes nothing itself: in float32 and without autocasting it reads the kernel as it is stored, also under mixed precision.
         kwargs |= {"dtype": "float32"}
@@ -191,8 +193,12 @@ class Pruned(keras.layers.Wrapper):
         self._assign({name: values[name] for name in moving})
         if "sparsity" in moving:
             self._assign(self.method.targets(values, self.groups))
-            self._moved.assign(1)
         self._progress.assign(progress)
+        self.note_change()
+
+    def note_change(self) -> None:
+        """Let the next inference step find its mask anew: the weights, or what is kept of them, have changed outside of a training step."""
+        self._moved.assign(1)
 
     def state(self, name: str) -> float | int:
         """The current value of a scalar of the method's state, such as `"beta"` or `"sparsity"`."""
@@ -205,7 +211,7 @@ class Pruned(keras.layers.Wrapper):
     def set_kept(self, kept: int) -> None:
         """Tell a ranking method how many groups this layer keeps."""
         self._state["kept"].assign(kept)
-        self._moved.assign(1)
+        self.note_change()
 
     def is_short(self) -> bool:
         """Whether a ranking method keeps a group here only because it never removes all."""
@@ -213,8 +219,9 @@ class Pruned(keras.layers.Wrapper):
         return asked is not None and getattr(self.method, "scope", "layer") == "layer" and ranking.count_removed(self.groups, asked) >= self.groups
 
     def waits(self) -> bool:
-        """Whether the method has schedules that no callback has moved."""
-        return self.progress < 0 and any(schedule.span is not None for schedule in self.method.schedules().values())
+        """Whether the method has schedules that no callback has moved, or a sparsity that has not come to its end."""
+        spans = {name: schedule.span for name, schedule in self.method.schedules().items() if schedule.span is not None}
+        return bool(spans) and (self.progress < 0 or ("sparsity" in spans and self.progress < spans["sparsity"][1]))
 
     def figures(self) -> dict[str, float]:
         """The method's own figures, from the current weights and state."""
@@ -244,7 +251,7 @@ class Pruned(keras.layers.Wrapper):
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
-        self._moved.assign(1)
+        self.note_change()
 
 
 def check_layer(layer) -> None:
@@ -263,9 +270,16 @@ def why_unsupported(layer) -> str | None:
     """Why a layer has no kernel that `Pruned` could mask, in a few words; None where it has."""
     if not isinstance(layer, SUPPORTED):
         return f"{type(layer).__name__} has no single kernel"
-    if layer.built and not isinstance(layer.kernel, keras.Variable):
+    if getattr(layer, "quantization_mode", None) or (layer.built and not isinstance(layer.kernel, keras.Variable)):
         return "its kernel is quantized or has LoRA weights; prune first"
     return None
+
+
+def check_finite(layer) -> None:
+    """Raise `ValueError` where a weight of `layer` is NaN or infinite."""
+    for weight in layer.weights:
+        if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
+            raise ValueError(f"Weight {weight.path!r} holds NaN or infinite values, which have no rank. Prune the model from a healthy checkpoint.")
 
 
 def describe_foreign(thing) -> str:

@@ -38,7 +38,7 @@ class Masks:
         return tuple(np.prod([self.shape[axis] for axis in part], dtype=int).item() for part in self.method.structure.axes(self.layout))
 
     def _arrange(self, kernel):
-        return self.method.structure.arrange(ops.stop_gradient(kernel), self.layout)
+        return self.method.structure.arrange(ops.cast(ops.stop_gradient(kernel), "float32"), self.layout)
 
     def _restore(self, mask):
         return self.method.structure.restore(mask, self.shape, self.layout)
@@ -48,14 +48,15 @@ class Masks:
         arranged = self._arrange(kernel)
         updates = self.method.measure(arranged, state, exact=False)
         mask = self.method.sample(arranged, state | updates, Uniform(key, draws))
-        return kernel * self._restore(mask), updates
+        return kernel * ops.cast(self._restore(mask), kernel.dtype), updates
 
     def infer(self, kernel: Tensor, state: State, moved: Tensor) -> tuple[Tensor, State]:
         """The kernel under the deterministic mask, and the state the mask rests on: found anew where `moved` is not 0, else as stored."""
         arranged = self._arrange(kernel)
         stored = {name: state[name] for name in self.method.remembers if name in state}
         updates = ops.cond(moved > 0, lambda: self.method.decide(arranged, state), lambda: stored) if stored else {}
-        return kernel * self._restore(self.method.mode(arranged, state | updates)), updates
+        mask = self._restore(self.method.mode(arranged, state | updates))
+        return kernel * ops.cast(mask, kernel.dtype), updates
 
     def mode(self, kernel: Tensor, state: State) -> Tensor:
         """The deterministic mask, found anew."""
@@ -80,7 +81,7 @@ class Masks:
         return self.method.scores(self._arrange(kernel))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def compiled_masks(masks: Masks, function: str):
     """`masks.<function>`, compiled; layers of one method and shape share it, and with it the time to compile."""
     return compiled(getattr(masks, function))

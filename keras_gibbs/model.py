@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_gibbs import graph, ranking
-from keras_gibbs.layers import SUPPORTED, Pruned, check_layer, describe_foreign, why_unsupported
+from keras_gibbs.layers import SUPPORTED, Pruned, check_finite, check_layer, describe_foreign, why_unsupported
 from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.randomness import split
 
@@ -41,12 +41,12 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None):
         raise TypeError(f"`method` must be a pruning method such as `keras_gibbs.Gibbs(sparsity=0.9)`. Received: method={method!r}.")
     if not isinstance(model, keras.layers.Layer):
         raise TypeError(describe_foreign(model))
-    seed = random.randrange(2**63) if seed is None else seed
+    seed = random.randrange(2**63) if seed is None else int(seed) % 2**64
     if not isinstance(model, keras.Model):
         check_layer(model)
-        _check_finite(model)
         return _wrap(model, method, split(seed, 0))
     _check_model(model)
+    check_finite(model)
     chosen = _choose(model, method, where)
     positions = {id(layer): position for position, layer in enumerate(graph.leaves(model))}
     pruned = graph.clone(model, lambda layer: _wrap(layer, method, split(seed, positions[id(layer)])) if id(layer) in chosen else None)
@@ -69,19 +69,13 @@ def _check_model(model):
         )
 
 
-def _check_finite(layer):
-    for weight in layer.weights:
-        if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
-            raise ValueError(f"Weight {weight.path!r} holds NaN or infinite values, which have no rank. Prune the model from a healthy checkpoint.")
-
-
 def _selector(where):
     """`where` as a predicate on layers."""
     if where is None:
         return lambda layer: True
     if callable(where):
         return where
-    patterns = [where] if isinstance(where, str) else list(where)
+    patterns = [where] if isinstance(where, (str, re.Pattern)) else list(where)
     return lambda layer: any(re.search(pattern, layer.name) for pattern in patterns)
 
 
@@ -100,8 +94,6 @@ def _choose(model, method, where) -> set[int]:
     if not chosen:
         why = "; ".join(f"{layer.name}: {reason}" for layer, reason in reasons) or f"no layer matches where={where!r}"
         raise ValueError(f"There is nothing to prune in model {model.name!r} ({why}). Its layers with a kernel are {names}.")
-    for layer in chosen:
-        _check_finite(layer)
     return {id(layer) for layer in chosen}
 
 
@@ -146,7 +138,7 @@ def distribute(model, layers: list[Pruned] | None = None) -> None:
     Each layer is told how many groups it keeps; which ones, it finds itself, so that the total stays exact while the weights move on.
     """
     layers = pruned_layers(model) if layers is None else layers
-    layers = [layer for layer in layers if getattr(layer.method, "scope", "layer") == "global"]
+    layers = [layer for layer in layers if layer.built and getattr(layer.method, "scope", "layer") == "global"]
     for method in {layer.method for layer in layers}:
         members = [layer for layer in layers if layer.method == method]
         scores = [layer.scores() for layer in members]
@@ -178,8 +170,8 @@ def strip_pruning(model):
     waiting = [layer.name for layer in pruned_layers(model) if layer.waits()]
     if waiting:
         warnings.warn(
-            f"The schedules of {waiting} have not moved: the model was not trained with `GibbsPruningCallback()`, so its masks are those of the start "
-            "of training. Pass the callback to `fit`.",
+            f"The schedules of {waiting} have not come to their end: the model was not trained with `GibbsPruningCallback()`, or these are weights from the "
+            "midst of training, restored. Its masks are those of that moment. Pass the callback to `fit`; with a scheduled sparsity, restore later weights.",
             stacklevel=2,
         )
     if isinstance(model, Pruned):

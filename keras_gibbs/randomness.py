@@ -47,7 +47,7 @@ class Uniform:
     Example:
 
     >>> uniform = Uniform(key=7, counter=0)
-    >>> uniform((2, 3)).shape
+    >>> tuple(uniform((2, 3)).shape)
     (2, 3)
     """
 

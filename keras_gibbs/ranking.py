@@ -79,12 +79,13 @@ def order_statistic(keys: Tensor, rank: Tensor | int) -> Tensor:
     return _search(lambda middle: _count(keys < middle) > rank, low, high)
 
 
-def cut(keys: Tensor, kept: Tensor | int) -> tuple[Tensor, Tensor]:
+def cut(keys: Tensor, kept: Tensor | int, guess: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """What separates the `kept` largest keys from the rest.
 
     Args:
         keys: int32 tensor, any shape.
         kept: Scalar int32 in [0, size].
+        guess: Scalar int32, a key near the answer, such as the last one: it saves most of the counts.
 
     Returns:
         `(key, index)`, scalars int32: a group is kept if its key is greater, or equal and its flat index at most `index`. Of equal scores the first
@@ -92,7 +93,10 @@ def cut(keys: Tensor, kept: Tensor | int) -> tuple[Tensor, Tensor]:
     """
     size = math.prod(keys.shape)
     kept = ops.cast(kept, "int32")
-    key = order_statistic(keys, ops.clip(size - kept, 0, size - 1))
+    if guess is None:
+        key = order_statistic(keys, ops.clip(size - kept, 0, size - 1))
+    else:
+        key = track(lambda: keys, size - kept, guess, 0)
     key = ops.where(ops.equal(kept, 0), _int(HIGHEST), key)
     wanted = kept - _count(keys > key)  # so many of the equal ones
     tied = keys == key
@@ -143,7 +147,7 @@ def track(keys: Callable[[], Tensor], below: Tensor | int, guess: Tensor, tolera
     """A key with about `below` keys under it, found from a guess.
 
     One count confirms a guess that still holds. Otherwise the search steps away from it with doubling steps until it has the answer between two
-    counted keys, and bisects; it ends when a counted key is within `tolerance`, or at the order statistic itself where ties leave no such key.
+    counted keys, and interpolates; it ends when a counted key is within `tolerance`, or at the order statistic itself where ties leave no such key.
 
     Args:
         keys: Function without arguments that gives the int32 keys: called once for the count that confirms, and again, inside the branch, for the
@@ -162,21 +166,30 @@ def track(keys: Callable[[], Tensor], below: Tensor | int, guess: Tensor, tolera
     def search():
         array = keys()
 
-        def unsettled(key, count, low, high, step):
+        def unsettled(key, count, low, high, below_low, below_high, step):
             return ops.logical_and(is_off(count), low < high - 1)
 
-        def move(key, count, low, high, step):
+        def move(key, count, low, high, below_low, below_high, step):
             too_low = count < below
-            low, high = ops.where(too_low, key, low), ops.where(too_low, high, key)
+            low, below_low = ops.where(too_low, key, low), ops.where(too_low, count, below_low)
+            high, below_high = ops.where(too_low, high, key), ops.where(too_low, below_high, count)
             upward = ops.where(key > HIGHEST - step, _int(HIGHEST - 1), key + step)
             downward = ops.where(key < LOWEST + step, _int(LOWEST + 1), key - step)
             outward = ops.where(too_low, ops.minimum(upward, high - 1), ops.maximum(downward, low + 1))
             bracketed = ops.logical_and(low != LOWEST, high != HIGHEST)
-            key = ops.where(bracketed, _middle(low, high), outward)
-            return key, _count(array < key), low, high, ops.minimum(step * 2, _int(2**29))
+            # Between two counted keys, where the count should be if keys were evenly spread; every third step halves, in case they are not.
+            width = high - low  # may overflow, to a negative number
+            share = ops.cast(below - below_low, "float32") / ops.maximum(ops.cast(below_high - below_low, "float32"), 1.0)
+            across = ops.cast(ops.cast(width, "float32") * share, "int32")
+            inward = low + ops.clip(across, 1, ops.maximum(width - 1, 1))
+            halve = ops.logical_or(width < 2, ops.equal(step % 3, 0))
+            inward = ops.where(halve, _middle(low, high), inward)
+            key = ops.where(bracketed, inward, outward)
+            step = ops.where(bracketed, step + 1, ops.minimum(step * 2, _int(2**29)))
+            return key, _count(array < key), low, high, below_low, below_high, step
 
-        start = (guess, first, _int(LOWEST), _int(HIGHEST), _int(_FIRST_STEP))
-        key, count, low, _, _ = ops.while_loop(unsettled, move, start)
+        start = (guess, first, _int(LOWEST), _int(HIGHEST), _int(0), _int(math.prod(array.shape)), _int(_FIRST_STEP))
+        key, count, low, *_ = ops.while_loop(unsettled, move, start)
         return ops.where(is_off(count), low, key)
 
     first = _count(keys() < guess)

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_gibbs.typing import Tensor
 
+MOST_COUPLED_SPINS = 128  # beyond, binomial coefficients overflow float32
 _WORD = 31  # spins whose fate fits into one int32
 _COLDEST = np.float32(1e30)  # a beta beyond this is the same law, but products with it could overflow
 

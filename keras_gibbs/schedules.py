@@ -91,8 +91,8 @@ class Linear(Schedule):
 
     Example:
 
-    >>> kg.Linear(0.0, 0.9, begin=0.1, end=0.5)(0.3)
-    0.45
+    >>> kg.Linear(0.0, 0.9, begin=0.1, end=0.5)(0.5)
+    0.9
     """
 
     start: float
@@ -138,8 +138,8 @@ class Polynomial(Schedule):
     """From `start` to `stop`, fast first and slow at the end: stop + (start - stop) (1 - t)^power.
 
     With `power=3` and a start of 0 it is the sparsity schedule of Zhu & Gupta 2017 (https://arxiv.org/abs/1710.01878, equation 1) and of TF-MOT's
-    `PolynomialDecay`, in fractions of training instead of steps. A mask that is final for the last part of training trains best: give `end` a value
-    such as 0.5 rather than 1.
+    `PolynomialDecay`, in fractions of training instead of steps. The weights want time to settle under the final mask: give
+    `end` a value such as 0.5 rather than 1.
 
     Args:
         start: Value up to `begin`.

@@ -66,14 +66,15 @@ def summary(model) -> Summary:
     inner = {id(layer.layer) for layer in wrapped}
     methods = list(dict.fromkeys(layer.method for layer in wrapped))
     outputs = graph.at_output(model) if graph.has_graph(model) and any(method.structure.removes_outputs for method in methods) else set()
+    reachable = {id(leaf) for leaf in graph.leaves(model)} if graph.has_graph(model) else None
     rows = []
     for layer in graph.walk(model):
         if id(layer) in layers:
             kernel = masked_kernel(layer)
             kept = int(np.count_nonzero(kernel))
-            rows.append(_row(layer, kernel.shape, kernel.size, kept, _note(layer, kept, methods, outputs)))
+            rows.append(_row(layer, kernel.shape, kernel.size, kept, _note(layer, kept, methods, outputs, reachable)))
         elif id(layer) not in inner and layer.weights and not graph.children(layer):
-            rows.append(_row(layer, None, 0, 0, _note(layer, 0, methods, outputs)))
+            rows.append(_row(layer, None, 0, 0, _note(layer, 0, methods, outputs, reachable)))
     return Summary(rows, _fraction(rows), _fraction([row for row in rows if row["method"]]) if wrapped else None)
 
 
@@ -94,10 +95,12 @@ def _fraction(rows):
     return 1.0 - sum(row["kept"] for row in rows) / weights if weights else 0.0
 
 
-def _note(layer, kept, methods, outputs):
+def _note(layer, kept, methods, outputs, reachable):
     if not isinstance(layer, Pruned):
         if not methods:
             return ""
+        if reachable is not None and id(layer) not in reachable:
+            return "inside another layer, which `prune` does not enter"
         return next((reason for method in methods if (reason := why_skipped(layer, method, outputs))), "not selected")
     if layer.is_short():
         return f"keeps 1 of {layer.groups} groups, more than the sparsity asks for, so that something is left"

@@ -26,10 +26,6 @@ class Spec:
     dtype: str = "float32"
     trainable: bool = False
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return np.shape(self.value)
-
 
 class PruningMethod(Configuration):
     """Base of the methods.
@@ -102,12 +98,17 @@ def check_sparsity(sparsity) -> Schedule:
     """The schedule of a `sparsity` argument, or an error that explains what it means."""
     if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float, np.number, Schedule)):
         raise TypeError(f"`sparsity` must be a number in [0, 1) or a schedule such as `Polynomial(0.0, 0.9)`. Received: sparsity={sparsity!r}.")
-    schedule = as_schedule(sparsity)
-    low, high = schedule.bounds
+    low, high = sparsity.bounds if isinstance(sparsity, Schedule) else (sparsity, sparsity)
     if not (0.0 <= low and high < 1.0):
         hint = f" For {high:g} percent pass {high / 100:g}." if 1.0 < high < 100.0 else ""
         raise ValueError(f"`sparsity` must lie in [0, 1): it is the fraction of weights removed. Received: sparsity={sparsity!r}.{hint}")
-    return schedule
+    return as_schedule(sparsity)
+
+
+def check_structure(structure) -> None:
+    """Raise `TypeError` unless `structure` is one."""
+    if not isinstance(structure, Structure):
+        raise TypeError(f"`structure` must be `Unstructured()`, `Kernel()` or `Filter()`, an object. Received: structure={structure!r}.")
 
 
 class RankedMethod(PruningMethod):
@@ -140,16 +141,21 @@ class RankedMethod(PruningMethod):
         """Mean squared weight of every group, `(1, 1, groups)`: energy in the language of Gibbs pruning."""
         return ops.mean(kernel * kernel, axis=(0, 1), keepdims=True)
 
-    def track(self, kernel: Tensor, below: Tensor, guess: Tensor) -> Tensor:
+    def keys(self, kernel: Tensor) -> Tensor:
+        """The scores as integers of the same order: the bits themselves, since no score is negative."""
+        return ops.view(ops.cast(self.scores(kernel), "float32"), dtype="int32")
+
+    def track(self, kernel: Tensor, state: Mapping[str, Tensor], below: Tensor, guess: Tensor) -> Tensor:
         """A key that has `below` keys of the scores under it, to within 0.001 of the weights, found from the last step's."""
-        return ranking.track(lambda: ranking.to_key(self.scores(kernel)), below, guess, int(TRACKED_TOLERANCE * kernel.shape[2]))
+        tolerance = ops.minimum(int(TRACKED_TOLERANCE * kernel.shape[2]), state["kept"] // 20)  # where few are kept, to a twentieth of them
+        return ranking.track(lambda: self.keys(kernel), below, guess, tolerance)
 
     def decide(self, kernel, state):
-        key, index = ranking.cut(ranking.to_key(self.scores(kernel)), state["kept"])
+        key, index = ranking.cut(self.keys(kernel), state["kept"], guess=state["cut_key"])
         return {"cut_key": key, "cut_index": index}
 
     def mode(self, kernel, state):
-        keys = ranking.to_key(self.scores(kernel))
+        keys = self.keys(kernel)
         if "cut_key" in state:
             return ranking.keep(keys, state["cut_key"], state["cut_index"])
         return ranking.keep(keys, *ranking.cut(keys, state["kept"]))

@@ -1,15 +1,16 @@
 """Gibbs pruning (Labach & Valaee 2020)."""
 
 import dataclasses
+import math
 
 from keras import ops
 
 from keras_gibbs import ranking
 from keras_gibbs.configuration import register
 from keras_gibbs.energies import FilterCoupling, Hamiltonian, authors_hamiltonian
-from keras_gibbs.methods.base import RankedMethod, Spec, check_sparsity
+from keras_gibbs.methods.base import RankedMethod, Spec, check_sparsity, check_structure
 from keras_gibbs.schedules import Geometric, Schedule, as_schedule
-from keras_gibbs.structures import Structure, Unstructured
+from keras_gibbs.structures import Structure, Unstructured, layout_of
 
 
 @register
@@ -52,6 +53,9 @@ class Gibbs(RankedMethod):
 
     def __post_init__(self):
         check_sparsity(self.sparsity)
+        check_structure(self.structure)
+        if not isinstance(self.law, Hamiltonian):
+            raise TypeError(f"`hamiltonian` must be an object such as `KernelCoupling(c=0.01)`. Received: hamiltonian={self.hamiltonian!r}.")
         self.law.check(self.structure)
         if self.schedules()["beta"].bounds[0] < 0:
             raise ValueError(f"`beta`, an inverse temperature, must not be negative. Received: beta={self.beta!r}. 0 is pure noise.")
@@ -60,6 +64,11 @@ class Gibbs(RankedMethod):
     def law(self) -> Hamiltonian:
         """The Hamiltonian in force."""
         return self.hamiltonian or authors_hamiltonian(self.structure)
+
+    def check(self, layer, kernel_shape):
+        super().check(layer, kernel_shape)
+        if kernel_shape is not None:
+            self.law.check_positions(math.prod(kernel_shape[axis] for axis in layout_of(layer, len(kernel_shape)).positions))
 
     def schedules(self):
         beta = self.beta
@@ -78,7 +87,8 @@ class Gibbs(RankedMethod):
         """Q: exact, or within 0.001 of the right fraction of the weights, found from the last step's."""
         if exact or "cut_key" not in state:
             return {"threshold": ranking.quantile(self.scores(kernel), state["quantile_rank"], state["quantile_offset"])}
-        return {"threshold": ranking.from_key(self.track(kernel, state["quantile_rank"], ranking.to_key(state["threshold"])))}
+        key = self.track(kernel, state, state["quantile_rank"], ranking.to_key(state["threshold"]))
+        return {"threshold": ranking.from_key(key), "cut_key": key}  # near the cut too: inference starts its search there
 
     def field(self, kernel, state):
         """b = Q - w^2, per spin: positive where the weight should go."""

@@ -3,7 +3,7 @@
 import dataclasses
 
 from keras_gibbs.configuration import register
-from keras_gibbs.methods.base import RankedMethod, check_sparsity
+from keras_gibbs.methods.base import RankedMethod, check_sparsity, check_structure
 from keras_gibbs.schedules import Schedule
 from keras_gibbs.structures import Structure, Unstructured
 
@@ -38,6 +38,7 @@ class Magnitude(RankedMethod):
 
     def __post_init__(self):
         check_sparsity(self.sparsity)
+        check_structure(self.structure)
         if self.scope not in ("layer", "global"):
             raise ValueError(f"`scope` must be 'layer' or 'global'. Received: scope={self.scope!r}.")
 
@@ -47,7 +48,7 @@ class Magnitude(RankedMethod):
         if exact:
             return self.decide(kernel, state)
         groups = kernel.shape[2]
-        return {"cut_key": self.track(kernel, groups - state["kept"], state["cut_key"]), "cut_index": groups - 1}
+        return {"cut_key": self.track(kernel, state, groups - state["kept"], state["cut_key"]), "cut_index": groups - 1}
 
     def sample(self, kernel, state, uniform):
         return self.mode(kernel, state)

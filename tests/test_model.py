@@ -774,3 +774,63 @@ def test_something_else_than_a_model_or_a_method_is_refused():
 def test_a_layer_without_a_kernel_is_refused():
     with pytest.raises(ValueError, match="LSTM has no single kernel"):
         kg.prune(layers.LSTM(3), MAGNITUDE)
+
+
+def test_a_regular_expression_object_chooses_layers():
+    import re
+
+    assert [layer.name for layer in kg.pruned_layers(kg.prune(sequential(), MAGNITUDE, where=re.compile(".")))]
+
+
+def test_layers_inside_other_layers_are_named_as_out_of_reach():
+    x = inputs = keras.Input((4, 6))
+    x = layers.TimeDistributed(layers.Dense(3, name="inner"))(x)
+    model = keras.Model(inputs, layers.Dense(2, name="head")(layers.Flatten()(x)))
+    rows = {row["layer"]: row for row in kg.summary(kg.prune(model, MAGNITUDE)).rows}
+    assert "does not enter" in rows["inner"]["note"] and rows["head"]["method"]
+
+
+def test_an_unknown_layer_after_the_head_does_not_expose_it_to_filters():
+    class Scale(layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=shape[1:], initializer="ones")
+
+        def call(self, x):
+            return x * self.scale
+
+    inputs = keras.Input((5, 4))
+    model = keras.Model(inputs, Scale()(layers.Dense(3, name="head")(layers.Dense(6, name="body")(inputs))))
+    assert [layer.name for layer in kg.pruned_layers(kg.prune(model, FILTERS))] == ["body"]
+
+
+def test_what_is_not_a_structure_or_a_hamiltonian_is_refused_at_once():
+    for make in (lambda: kg.Gibbs(0.5, structure=kg.Filter), lambda: kg.Magnitude(0.5, structure="filter")):
+        with pytest.raises(TypeError, match="`structure` must be"):
+            make()
+    with pytest.raises(TypeError, match="`hamiltonian` must be an object"):
+        kg.Gibbs(0.5, hamiltonian="kernel")
+
+
+def test_a_kernel_too_large_to_couple_is_named_with_the_way_out():
+    layer = layers.Conv2D(2, 12)
+    layer.build((None, 16, 16, 1))
+    with pytest.raises(ValueError, match=r"128 coupled spins.*Independent\(\).*144 positions"):
+        kg.Pruned(layer, kg.Gibbs(0.5, structure=kg.Kernel()))
+
+
+def test_stripping_weights_from_the_midst_of_a_sparsity_schedule_warns():
+    pruned = kg.prune(sequential(), kg.Magnitude(kg.Polynomial(0.0, 0.8, end=0.5)))
+    for layer in kg.pruned_layers(pruned):
+        layer.anneal(0.3)
+    with pytest.warns(UserWarning, match="not come to their end"):
+        kg.strip_pruning(pruned)
+    for layer in kg.pruned_layers(pruned):
+        layer.anneal(0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        kg.strip_pruning(pruned)
+
+
+def test_masks_for_layers_that_are_not_there_are_refused():
+    with pytest.raises(ValueError, match="masks for \\['nowhere'\\]"):
+        kg.prune(sequential(), kg.Fixed({"nowhere": np.ones((2, 2))}))

@@ -386,3 +386,39 @@ def test_replicas_of_a_mirrored_strategy_draw_the_same_masks():
     run = subprocess.run([sys.executable, "-c", MIRRORED], env={**os.environ, "KERAS_BACKEND": "tensorflow"}, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.strip().endswith("agreed")
+
+
+# Weights that change outside of a training step
+
+
+def test_averaged_weights_are_masked_by_their_own_ranking():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((120,)), keras.layers.Dense(120), keras.layers.Dense(3)])
+    pruned = compiled(kg.prune(model, kg.Gibbs(0.9), seed=0), keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.9))
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 120)).astype("float32"), rng.integers(0, 3, 64)
+    pruned.fit(x, y, epochs=2, verbose=0, validation_data=(x, y), callbacks=[kg.GibbsPruningCallback("batch")])
+    difference = pruned.predict(x, verbose=0) - kg.strip_pruning(pruned).predict(x, verbose=0)
+    assert np.max(np.abs(difference)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+def test_kernels_of_other_floats_are_pruned(dtype):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,), dtype="float32"), keras.layers.Dense(4, dtype=dtype), keras.layers.Dense(3)])
+    pruned = compiled(kg.prune(model, kg.Gibbs(0.5), seed=0))
+    x, y = np.random.default_rng(0).normal(size=(16, 6)).astype("float32"), np.arange(16) % 3
+    pruned.fit(x, y, verbose=0, epochs=2, callbacks=[kg.GibbsPruningCallback("batch")])
+    assert kg.sparsity(pruned, where=pruned.layers[0].name) == 0.5
+    assert np.allclose(pruned.predict(x, verbose=0), kg.strip_pruning(pruned).predict(x, verbose=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [kg.Magnitude(0.9995), kg.Gibbs(0.9995, beta=1e9)])
+def test_a_large_layer_never_loses_everything_while_it_trains(method):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((100,)), keras.layers.Dense(100, use_bias=False)])
+    pruned = kg.prune(model, method, seed=0)
+    x = np.eye(100, dtype="float32")
+    for _ in range(3):
+        kernel = ops.convert_to_numpy(pruned(x, training=True))  # the identity shows the masked kernel
+        assert 1 <= np.count_nonzero(kernel) <= 10

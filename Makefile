@@ -9,6 +9,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 BIN := .venv/bin
 READY := .venv/.installed
+# The tests compile the same small programs again and again: JAX keeps them, for both workers.
+JAX_CACHE := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/build/jax_cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS)
 
 .PHONY: demo test lint
@@ -21,7 +23,7 @@ test: $(READY)
 	@echo "Tests on the TensorFlow backend"
 	@KERAS_BACKEND=tensorflow $(PYTEST)
 	@echo "Tests on the JAX backend"
-	@KERAS_BACKEND=jax $(PYTEST)
+	@KERAS_BACKEND=jax $(JAX_CACHE) $(PYTEST)
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -80,3 +80,32 @@ def mlp(input_shape=784, hidden=(2048, 2048), classes=10, api=keras):
         x = api.layers.Dense(units, activation="relu", kernel_initializer="he_normal", name=f"hidden{index}")(x)
     outputs = api.layers.Dense(classes, name="classifier")(x)
     return api.Model(inputs, outputs, name="mlp")
+
+
+def convolutions(depth, input_shape=(32, 32, 3), classes=10, api=keras):
+    """Conv2, Conv4 or Conv6 of the papers on subnetworks of random networks: pairs of 3x3 convolutions with pooling, then Dense layers; no BatchNorm.
+
+    As in N0ciple/ASLP (networks_modules.py:33-41, 118-123, 195-207): widths 64, 128, 256, two Dense layers of 256, He-normal kernels.
+
+    Args:
+        depth: Number of convolutions: 2, 4 or 6.
+        input_shape: Height, width, channels.
+        classes: Number of logits.
+        api: The Keras to build with.
+
+    Returns:
+        A functional model; its layers are `conv1` ..., `hidden1`, `hidden2`, `classifier`.
+    """
+    if depth not in (2, 4, 6):
+        raise ValueError(f"`depth` must be 2, 4 or 6. Received: depth={depth!r}.")
+    layers = api.layers
+    x = inputs = api.Input(input_shape)
+    for index in range(depth):
+        width = 64 * 2 ** (index // 2)
+        x = layers.Conv2D(width, 3, padding="same", activation="relu", kernel_initializer="he_normal", name=f"conv{index + 1}")(x)
+        if index % 2:
+            x = layers.MaxPooling2D(name=f"pool{index // 2 + 1}")(x)
+    x = layers.Flatten(name="flatten")(x)
+    for index in (1, 2):
+        x = layers.Dense(256, activation="relu", kernel_initializer="he_normal", name=f"hidden{index}")(x)
+    return api.Model(inputs, layers.Dense(classes, kernel_initializer="he_normal", name="classifier")(x), name=f"conv{depth}")

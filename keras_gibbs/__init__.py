@@ -12,9 +12,12 @@ from keras_gibbs.export import ExportReport as ExportReport
 from keras_gibbs.export import export_saved_model as export_saved_model
 from keras_gibbs.export import export_tflite as export_tflite
 from keras_gibbs.layers import Pruned as Pruned
+from keras_gibbs.methods import EdgePopup as EdgePopup
 from keras_gibbs.methods import Fixed as Fixed
 from keras_gibbs.methods import Gibbs as Gibbs
+from keras_gibbs.methods import GumbelSoftmax as GumbelSoftmax
 from keras_gibbs.methods import Magnitude as Magnitude
+from keras_gibbs.methods import Supermask as Supermask
 from keras_gibbs.model import prune as prune
 from keras_gibbs.model import pruned_layers as pruned_layers
 from keras_gibbs.model import sparsity as sparsity

@@ -55,6 +55,8 @@ class GibbsPruningCallback(keras.callbacks.Callback):
                 " and call `fit` on the result."
             )
         self._layers = layers
+        for method in {layer.method for layer in layers}:
+            method.check_training(self.model.optimizer, [layer for layer in layers if layer.method == method])
         self._sparsity_moves = any("sparsity" in _moving(layer.method) for layer in layers)
         self._horizon = self.epochs or self.params["epochs"]
         self._steps = self.params.get("steps")

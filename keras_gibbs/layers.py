@@ -71,7 +71,7 @@ class Pruned(keras.layers.Wrapper):
             raise TypeError(f"`method` must be a pruning method such as `keras_gibbs.Gibbs(sparsity=0.9)`. Received: method={method!r}.")
         method.check(layer, layer.kernel.shape if layer.built else None)
         check_finite(layer)
-        kwargs = {"name": layer.name, "trainable": layer.trainable} | kwargs
+        kwargs = {"name": layer.name, "trainable": layer.trainable or method.learns_masks} | kwargs
         # The wrapper computes nothing itself: in float32 and without autocasting it reads the kernel as it is stored, also under mixed precision.
         kwargs |= {"dtype": "float32"}
         super().__init__(layer, autocast=False, **kwargs)
@@ -95,7 +95,18 @@ class Pruned(keras.layers.Wrapper):
         self._key = self._add_state("key", [self.seed & 0xFFFFFFFF, self.seed >> 32], "uint32")  # saved, so that a resumed run needs no seed
         self._draws = self._add_state("draws", 0, "uint32")  # how many masks were drawn
         self._moved = self._add_state("moved", 1, "uint8")  # 1 once weights or counts have changed since `decide`
+        initial = keras.ops.convert_to_numpy(kernel)
+        prepared = self.method.prepare(initial, self.layer)
+        if prepared is not initial:
+            kernel.assign(prepared)
+        self.freeze()
         self.built = True
+
+    def freeze(self) -> None:
+        """Hold the layer's own weights still where the method learns masks only, or where the layer is frozen and its masks are not."""
+        if not self.method.trains_weights or (self.method.learns_masks and not self.layer.trainable):
+            for variable in self.layer.trainable_variables:
+                variable.trainable = False
 
     def _add_state(self, name, value, dtype="float32", trainable=False):
         value = np.asarray(value, dtype)
@@ -142,6 +153,11 @@ class Pruned(keras.layers.Wrapper):
         self._count_draw()
         return mask
 
+    def masked_kernel(self) -> Tensor:
+        """The kernel that inference runs with, its mask found anew; in the kernel's shape and dtype."""
+        self._require_built()
+        return self._call("infer", np.uint8(1))[0]
+
     def _count_draw(self):
         self._draws.assign(self._draws.value + ops.ones((), "uint32"))
 
@@ -159,6 +175,8 @@ class Pruned(keras.layers.Wrapper):
             kernel, updates = self._call("infer", self._moved.value)
         self._moved.assign(ops.cast(bool(training), "uint8"))
         self._assign(updates)
+        if training and (penalty := self.method.penalty(self._values())) is not None:
+            self.add_loss(penalty)
         outputs, scope = call_with(self.layer, self.layer.kernel, kernel, inputs, **kwargs)
         for loss in scope.losses:
             self.add_loss(loss * 1.0)  # a new tensor: the same one would be counted twice on JAX

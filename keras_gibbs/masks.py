@@ -48,7 +48,7 @@ class Masks:
         arranged = self._arrange(kernel)
         updates = self.method.measure(arranged, state, exact=False)
         mask = self.method.sample(arranged, state | updates, Uniform(key, draws))
-        return kernel * ops.cast(self._restore(mask), kernel.dtype), updates
+        return self.method.apply(kernel, ops.cast(self._restore(mask), kernel.dtype), state), updates
 
     def infer(self, kernel: Tensor, state: State, moved: Tensor) -> tuple[Tensor, State]:
         """The kernel under the deterministic mask, and the state the mask rests on: found anew where `moved` is not 0, else as stored."""
@@ -56,7 +56,7 @@ class Masks:
         stored = {name: state[name] for name in self.method.remembers if name in state}
         updates = ops.cond(moved > 0, lambda: self.method.decide(arranged, state), lambda: stored) if stored else {}
         mask = self._restore(self.method.mode(arranged, state | updates))
-        return kernel * ops.cast(mask, kernel.dtype), updates
+        return self.method.apply(kernel, ops.cast(mask, kernel.dtype), state), updates
 
     def mode(self, kernel: Tensor, state: State) -> Tensor:
         """The deterministic mask, found anew."""
@@ -78,7 +78,7 @@ class Masks:
 
     def scores(self, kernel: Tensor, state: State) -> Tensor:
         """The scores by which a ranking method compares the groups, shape `(1, 1, groups)`."""
-        return self.method.scores(self._arrange(kernel))
+        return self.method.scores(self._arrange(kernel), state)
 
 
 @functools.lru_cache(maxsize=256)

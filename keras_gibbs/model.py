@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_gibbs import graph, ranking
+from keras_gibbs.frozen import Frozen
 from keras_gibbs.layers import SUPPORTED, Pruned, check_finite, check_layer, describe_foreign, why_unsupported
 from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.randomness import split
@@ -48,8 +49,18 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None):
     _check_model(model)
     check_finite(model)
     chosen = _choose(model, method, where)
+    _warn_if_overwritten(model, method, chosen)
     positions = {id(layer): position for position, layer in enumerate(graph.leaves(model))}
-    pruned = graph.clone(model, lambda layer: _wrap(layer, method, split(seed, positions[id(layer)])) if id(layer) in chosen else None)
+
+    def replace(layer):
+        if id(layer) in chosen:
+            return _wrap(layer, method, split(seed, positions[id(layer)]))
+        return Frozen(_copy(layer)) if not method.trains_weights and layer.trainable_variables else None
+
+    pruned = graph.clone(model, replace)
+    for layer in graph.walk(pruned):
+        if isinstance(layer, (Frozen, Pruned)):
+            layer.freeze()  # once more: `clone` sets the flags of whole models
     distribute(pruned)
     return pruned
 
@@ -66,6 +77,22 @@ def _check_model(model):
         raise ValueError(
             f"Model {model.name!r} is not built, so its layers have no kernels yet. Give it an input first: `keras.Input(shape)` as its first "
             "layer, or `model.build((None, *shape))`."
+        )
+
+
+def _warn_if_overwritten(model, method, chosen):
+    """Warn where `method` replaces kernels of a model that looks trained."""
+    layers = [layer for layer in graph.leaves(model) if id(layer) in chosen]
+    kernels = {layer.name: keras.ops.convert_to_numpy(layer.kernel) for layer in layers}
+    replaced = any(not np.array_equal(method.prepare(kernels[layer.name], layer), kernels[layer.name]) for layer in layers)
+    optimizer = getattr(model, "optimizer", None)
+    stepped = optimizer is not None and int(optimizer.iterations) > 0
+    biased = any(layer.bias is not None and np.any(keras.ops.convert_to_numpy(layer.bias)) for layer in layers)
+    if replaced and (stepped or biased):
+        warnings.warn(
+            f"{type(method).__name__} replaces the kernels of a random network by signed constants, and model {model.name!r} looks trained: its weights are "
+            "lost in the pruned copy. Keep them with `signed_constant=False`, or train them along with `train_weights=True`.",
+            stacklevel=3,
         )
 
 
@@ -181,14 +208,14 @@ def strip_pruning(model):
             f"`strip_pruning` rebuilds a model from its graph, and the subclassed model {type(model).__name__!r} has none. Build it once more "
             "without the wrappers, and give each layer the weights of `keras_gibbs.strip_pruning(wrapped_layer)`."
         )
-    return graph.clone(model, lambda layer: _strip(layer) if isinstance(layer, Pruned) else None)
+    return graph.clone(model, lambda layer: _strip(layer) if isinstance(layer, (Frozen, Pruned)) else None)
 
 
-def _strip(pruned):
-    plain = _copy(pruned.layer)
-    if pruned.built:
-        plain.kernel.assign(masked_kernel(pruned))
-    plain.trainable = pruned.trainable
+def _strip(wrapper):
+    plain = _copy(wrapper.layer)
+    if isinstance(wrapper, Pruned) and wrapper.built:
+        plain.kernel.assign(masked_kernel(wrapper))
+    plain.trainable = wrapper.layer.trainable
     return plain
 
 
@@ -229,5 +256,5 @@ def masked_kernel(layer) -> np.ndarray:
     """The kernel as inference uses it."""
     if not isinstance(layer, Pruned):
         return keras.ops.convert_to_numpy(layer.kernel)
-    masked = keras.ops.convert_to_numpy(layer.layer.kernel) * keras.ops.convert_to_numpy(layer.mask())
+    masked = keras.ops.convert_to_numpy(layer.masked_kernel())
     return masked + masked.dtype.type(0)  # -0 becomes 0: files with zeros of one kind compress better

@@ -46,6 +46,10 @@ METHODS = {
     "magnitude-filter": MethodCase(lambda: kg.Magnitude(0.5, structure=kg.Filter())),
     "magnitude-global": MethodCase(lambda: kg.Magnitude(0.5, scope="global")),
     "magnitude-scheduled": MethodCase(lambda: kg.Magnitude(kg.Polynomial(0.5, 0.75, end=0.5))),
+    "gumbel": MethodCase(lambda: kg.GumbelSoftmax(train_weights=True), ranked=False, random=True),
+    "gumbel-target": MethodCase(lambda: kg.GumbelSoftmax(train_weights=True, sparsity=0.5, structure=kg.Kernel()), ranked=False, random=True),
+    "supermask": MethodCase(lambda: kg.Supermask(train_weights=True, rescale=None, structure=kg.Filter()), ranked=False, random=True),
+    "edge-popup": MethodCase(lambda: kg.EdgePopup(0.5, train_weights=True), ranked=False),
     "fixed": MethodCase(lambda: kg.Fixed(), ranked=False),
 }
 

@@ -1,5 +1,8 @@
 """One pruning method a file."""
 
+from keras_gibbs.methods.edge_popup import EdgePopup as EdgePopup
 from keras_gibbs.methods.fixed import Fixed as Fixed
 from keras_gibbs.methods.gibbs import Gibbs as Gibbs
+from keras_gibbs.methods.gumbel import GumbelSoftmax as GumbelSoftmax
 from keras_gibbs.methods.magnitude import Magnitude as Magnitude
+from keras_gibbs.methods.supermask import Supermask as Supermask

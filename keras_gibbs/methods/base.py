@@ -43,6 +43,8 @@ class PruningMethod(Configuration):
     """
 
     structure: Structure = Unstructured()
+    learns_masks = False  # True where masks have trainable variables of their own
+    trains_weights = True  # False where the weights of the model stay as they are and only masks are learned
     remembers: tuple[str, ...] = ()  # the state that `decide` gives, where a layer has it
 
     def check(self, layer: keras.layers.Layer, kernel_shape: tuple[int, ...] | None) -> None:
@@ -88,6 +90,21 @@ class PruningMethod(Configuration):
     def mode(self, kernel: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """The deterministic mask."""
         raise NotImplementedError
+
+    def apply(self, kernel: Tensor, mask: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """The kernel that the layer runs with; `kernel` and `mask` in the kernel's own shape."""
+        return kernel * mask
+
+    def prepare(self, kernel: np.ndarray, layer: keras.layers.Layer) -> np.ndarray:
+        """The kernel that a newly wrapped layer starts from; `kernel` itself for most methods."""
+        return kernel
+
+    def penalty(self, state: Mapping[str, Tensor]) -> Tensor | None:
+        """A scalar that joins the loss at every training step, or None."""
+        return None
+
+    def check_training(self, optimizer: keras.optimizers.Optimizer, layers: list[keras.layers.Layer]) -> None:
+        """Raise `ValueError` where `fit` with `optimizer` cannot serve the method; `layers` are those the method prunes."""
 
     def figures(self, kernel: Tensor, state: Mapping[str, Tensor], uniform) -> dict[str, Tensor]:
         """Scalars worth following during training, by name; logged once per epoch."""
@@ -137,25 +154,34 @@ class RankedMethod(PruningMethod):
     def targets(self, values, groups):
         return {"kept": ranking.count_kept(groups, values["sparsity"])}
 
-    def scores(self, kernel: Tensor) -> Tensor:
+    def scores(self, kernel: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """Mean squared weight of every group, `(1, 1, groups)`: energy in the language of Gibbs pruning."""
         return ops.mean(kernel * kernel, axis=(0, 1), keepdims=True)
 
-    def keys(self, kernel: Tensor) -> Tensor:
-        """The scores as integers of the same order: the bits themselves, since no score is negative."""
-        return ops.view(ops.cast(self.scores(kernel), "float32"), dtype="int32")
+    def keys(self, kernel: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """The scores as integers of the same order: the bits themselves, since a squared weight is never negative."""
+        return ops.view(ops.cast(self.scores(kernel, state), "float32"), dtype="int32")
 
     def track(self, kernel: Tensor, state: Mapping[str, Tensor], below: Tensor, guess: Tensor) -> Tensor:
         """A key that has `below` keys of the scores under it, to within 0.001 of the weights, found from the last step's."""
         tolerance = ops.minimum(int(TRACKED_TOLERANCE * kernel.shape[2]), state["kept"] // 20)  # where few are kept, to a twentieth of them
-        return ranking.track(lambda: self.keys(kernel), below, guess, tolerance)
+        return ranking.track(lambda: self.keys(kernel, state), below, guess, tolerance)
+
+    def measure_cut(self, kernel: Tensor, state: Mapping[str, Tensor], exact: bool) -> dict[str, Tensor]:
+        """`decide` for a method that samples nothing but the top groups: exact, or from the last step's cut."""
+        if "cut_key" not in state:
+            return {}
+        if exact:
+            return self.decide(kernel, state)
+        groups = kernel.shape[2]
+        return {"cut_key": self.track(kernel, state, groups - state["kept"], state["cut_key"]), "cut_index": groups - 1}
 
     def decide(self, kernel, state):
-        key, index = ranking.cut(self.keys(kernel), state["kept"], guess=state["cut_key"])
+        key, index = ranking.cut(self.keys(kernel, state), state["kept"], guess=state["cut_key"])
         return {"cut_key": key, "cut_index": index}
 
     def mode(self, kernel, state):
-        keys = self.keys(kernel)
+        keys = self.keys(kernel, state)
         if "cut_key" in state:
             return ranking.keep(keys, state["cut_key"], state["cut_index"])
         return ranking.keep(keys, *ranking.cut(keys, state["kept"]))

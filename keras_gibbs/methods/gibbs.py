@@ -86,13 +86,13 @@ class Gibbs(RankedMethod):
     def measure(self, kernel, state, exact):
         """Q: exact, or within 0.001 of the right fraction of the weights, found from the last step's."""
         if exact or "cut_key" not in state:
-            return {"threshold": ranking.quantile(self.scores(kernel), state["quantile_rank"], state["quantile_offset"])}
+            return {"threshold": ranking.quantile(self.scores(kernel, state), state["quantile_rank"], state["quantile_offset"])}
         key = self.track(kernel, state, state["quantile_rank"], ranking.to_key(state["threshold"]))
         return {"threshold": ranking.from_key(key), "cut_key": key}  # near the cut too: inference starts its search there
 
     def field(self, kernel, state):
         """b = Q - w^2, per spin: positive where the weight should go."""
-        energy = self.scores(kernel) if self.law.one_spin_per_group else kernel * kernel
+        energy = self.scores(kernel, state) if self.law.one_spin_per_group else kernel * kernel
         return state["threshold"] - energy
 
     def sample(self, kernel, state, uniform):

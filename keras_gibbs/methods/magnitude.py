@@ -43,12 +43,7 @@ class Magnitude(RankedMethod):
             raise ValueError(f"`scope` must be 'layer' or 'global'. Received: scope={self.scope!r}.")
 
     def measure(self, kernel, state, exact):
-        if "cut_key" not in state:
-            return {}
-        if exact:
-            return self.decide(kernel, state)
-        groups = kernel.shape[2]
-        return {"cut_key": self.track(kernel, state, groups - state["kept"], state["cut_key"]), "cut_index": groups - 1}
+        return self.measure_cut(kernel, state, exact)
 
     def sample(self, kernel, state, uniform):
         return self.mode(kernel, state)

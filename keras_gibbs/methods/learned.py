@@ -1,0 +1,126 @@
+"""What the methods share that learn a number for every group and keep the weights of the network as they are."""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_gibbs import ranking
+from keras_gibbs.methods.base import RankedMethod, Spec, check_structure
+from keras_gibbs.structures import Structure, Unstructured
+from keras_gibbs.typing import Tensor
+
+RESCALES = ("smart", "dynamic", None)
+
+# Optimizers whose update is measured by the variable's own norm, or mixes its entries: a multiplier of the rate does not come through.
+UNSERVED = (keras.optimizers.Adafactor, keras.optimizers.Lamb, keras.optimizers.Muon)
+
+
+def multiplied(variable: Tensor, rate: float) -> Tensor:
+    """`rate * variable`, with the gradient of `variable` itself: where an optimizer moves the variable by d, the result moves by `rate * d`.
+
+    So one optimizer serves variables that want different learning rates, whether it is SGD, momentum or Adam.
+    """
+    return variable + ops.stop_gradient((rate - 1.0) * variable)
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """The value of `hard`, exactly, with the gradient of `soft`."""
+    return ops.stop_gradient(hard) + (soft - ops.stop_gradient(soft))
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedMask(RankedMethod):
+    """Base of the methods that learn masks.
+
+    Every group has a logit m, a trainable variable; a subclass draws masks from the logits and says how the gradient reaches them. The weights, and
+    every other variable of the model, stay at their values unless `train_weights`; statistics of BatchNormalization still move.
+
+    Args:
+        structure: `Unstructured()`, `Kernel()` or `Filter()`: one logit per group.
+        rescale: `"smart"` multiplies the kernel by one learned scalar per layer, `"dynamic"` by n / kept of each mask, None by nothing.
+        signed_constant: True replaces the kernels, once, when they are wrapped, by their signs times their standard deviation; `"conv"` those of
+            convolutions only, which is what the authors' code does; False keeps them. None is True unless `train_weights`.
+        train_weights: True trains weights and masks together.
+        logit_rate: Learning rate of the logits, in multiples of the optimizer's.
+        scale_rate: Learning rate of the scales, likewise.
+    """
+
+    structure: Structure = dataclasses.field(default=Unstructured(), kw_only=True)
+    rescale: str | None = dataclasses.field(default="smart", kw_only=True)
+    signed_constant: bool | str | None = dataclasses.field(default=None, kw_only=True)
+    train_weights: bool = dataclasses.field(default=False, kw_only=True)
+    logit_rate: float = dataclasses.field(default=20.0, kw_only=True)
+    scale_rate: float = dataclasses.field(default=1.0, kw_only=True)
+
+    learns_masks = True
+
+    def __post_init__(self):
+        check_structure(self.structure)
+        if self.rescale not in RESCALES:
+            raise ValueError(f"`rescale` must be 'smart', 'dynamic' or None. Received: rescale={self.rescale!r}.")
+        if self.signed_constant not in (True, False, None, "conv"):
+            raise ValueError(f"`signed_constant` must be True, False, None or 'conv'. Received: signed_constant={self.signed_constant!r}.")
+        for name in ("logit_rate", "scale_rate"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"`{name}` multiplies a learning rate and must be positive. Received: {name}={value!r}.")
+
+    @property
+    def trains_weights(self):
+        return self.train_weights
+
+    def initial_logits(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The logits that training starts from."""
+        return np.zeros(shape)
+
+    def state(self, shape):
+        state = super().state(shape)
+        state["logits"] = Spec(self.initial_logits((1, 1, shape[2])) / self.logit_rate, trainable=True)
+        if self.rescale == "smart":
+            state["scale"] = Spec(1.0 / self.scale_rate, trainable=True)
+        return state
+
+    def logits(self, state) -> Tensor:
+        """m of every group, `(1, 1, groups)`."""
+        return multiplied(state["logits"], self.logit_rate)
+
+    def scores(self, kernel, state):
+        return ops.stop_gradient(self.logits(state))
+
+    def keys(self, kernel, state):
+        return ranking.to_key(self.scores(kernel, state))
+
+    def apply(self, kernel, mask, state):
+        masked = kernel * mask
+        if self.rescale == "smart":
+            return masked * ops.cast(multiplied(state["scale"], self.scale_rate), kernel.dtype)
+        if self.rescale == "dynamic":
+            kept = ops.sum(ops.stop_gradient(mask))
+            return masked * (math.prod(mask.shape) / ops.maximum(kept, 1))
+        return masked
+
+    def prepare(self, kernel, layer):
+        wanted = not self.train_weights if self.signed_constant is None else self.signed_constant
+        if not wanted or (wanted == "conv" and isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense))):
+            return kernel
+        return np.where(kernel < 0, -1.0, 1.0) * np.std(kernel)
+
+    def check_training(self, optimizer, layers):
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        if isinstance(inner, UNSERVED):
+            raise ValueError(
+                f"{type(self).__name__} gives logits and scales learning rates of their own, and {type(inner).__name__} measures its update by the size of "
+                "the variable, so that no multiplier comes through. Use SGD, Adam, AdamW, RMSprop or another optimizer that works entry by entry."
+            )
+        if self.train_weights and not any(layer.layer.trainable for layer in layers):
+            raise ValueError(
+                f"`train_weights=True` trains the weights of the pruned layers, and all of them are frozen: {[layer.name for layer in layers]}. Set "
+                "`trainable = True` on some, or leave `train_weights` out to learn masks alone."
+            )
+
+    def figures(self, kernel, state, uniform):
+        figures = {"kept": ops.mean(self.sample(kernel, state, uniform))}
+        return figures | ({"scale": state["scale"] * self.scale_rate} if self.rescale == "smart" else {})

@@ -95,10 +95,8 @@ class Pruned(keras.layers.Wrapper):
         self._key = self._add_state("key", [self.seed & 0xFFFFFFFF, self.seed >> 32], "uint32")  # saved, so that a resumed run needs no seed
         self._draws = self._add_state("draws", 0, "uint32")  # how many masks were drawn
         self._moved = self._add_state("moved", 1, "uint8")  # 1 once weights or counts have changed since `decide`
-        initial = keras.ops.convert_to_numpy(kernel)
-        prepared = self.method.prepare(initial, self.layer)
-        if prepared is not initial:
-            kernel.assign(prepared)
+        if self.method.replaces_kernel(self.layer):
+            kernel.assign(self.method.prepare(keras.ops.convert_to_numpy(kernel)))
         self.freeze()
         self.built = True
 

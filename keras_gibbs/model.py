@@ -83,12 +83,10 @@ def _check_model(model):
 def _warn_if_overwritten(model, method, chosen):
     """Warn where `method` replaces kernels of a model that looks trained."""
     layers = [layer for layer in graph.leaves(model) if id(layer) in chosen]
-    kernels = {layer.name: keras.ops.convert_to_numpy(layer.kernel) for layer in layers}
-    replaced = any(not np.array_equal(method.prepare(kernels[layer.name], layer), kernels[layer.name]) for layer in layers)
     optimizer = getattr(model, "optimizer", None)
     stepped = optimizer is not None and int(optimizer.iterations) > 0
     biased = any(layer.bias is not None and np.any(keras.ops.convert_to_numpy(layer.bias)) for layer in layers)
-    if replaced and (stepped or biased):
+    if any(map(method.replaces_kernel, layers)) and (stepped or biased):
         warnings.warn(
             f"{type(method).__name__} replaces the kernels of a random network by signed constants, and model {model.name!r} looks trained: its weights are "
             "lost in the pruned copy. Keep them with `signed_constant=False`, or train them along with `train_weights=True`.",

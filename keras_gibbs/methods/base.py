@@ -95,8 +95,12 @@ class PruningMethod(Configuration):
         """The kernel that the layer runs with; `kernel` and `mask` in the kernel's own shape."""
         return kernel * mask
 
-    def prepare(self, kernel: np.ndarray, layer: keras.layers.Layer) -> np.ndarray:
-        """The kernel that a newly wrapped layer starts from; `kernel` itself for most methods."""
+    def replaces_kernel(self, layer: keras.layers.Layer) -> bool:
+        """Whether a newly wrapped layer starts from another kernel than its own: that of `prepare`."""
+        return False
+
+    def prepare(self, kernel: np.ndarray) -> np.ndarray:
+        """The kernel that a newly wrapped layer starts from, where `replaces_kernel`."""
         return kernel
 
     def penalty(self, state: Mapping[str, Tensor]) -> Tensor | None:

@@ -102,10 +102,11 @@ class LearnedMask(RankedMethod):
             return masked * (math.prod(mask.shape) / ops.maximum(kept, 1))
         return masked
 
-    def prepare(self, kernel, layer):
+    def replaces_kernel(self, layer):
         wanted = not self.train_weights if self.signed_constant is None else self.signed_constant
-        if not wanted or (wanted == "conv" and isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense))):
-            return kernel
+        return bool(wanted) and not (wanted == "conv" and isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)))
+
+    def prepare(self, kernel):
         return np.where(kernel < 0, -1.0, 1.0) * np.std(kernel)
 
     def check_training(self, optimizer, layers):

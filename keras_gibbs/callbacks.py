@@ -57,7 +57,7 @@ class GibbsPruningCallback(keras.callbacks.Callback):
         self._layers = layers
         for method in {layer.method for layer in layers}:
             method.check_training(self.model.optimizer, [layer for layer in layers if layer.method == method])
-        self._sparsity_moves = any("sparsity" in _moving(layer.method) for layer in layers)
+        self._sparsity_moves = any("sparsity" in layer.method.moving() for layer in layers)
         self._horizon = self.epochs or self.params["epochs"]
         self._steps = self.params.get("steps")
         self._epoch, self._last_epoch, self._last_batch = None, None, 0
@@ -152,10 +152,6 @@ class GibbsPruningCallback(keras.callbacks.Callback):
         names = dict.fromkeys(name for row in figures for name in row)
         means = {name: _mean(row[name] for row in figures if name in row) for name in names}
         return {"sparsity": sparsity(self.model), **means}
-
-
-def _moving(method):
-    return {name for name, schedule in method.schedules().items() if schedule.span is not None}
 
 
 def _mean(values):

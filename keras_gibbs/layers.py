@@ -205,7 +205,7 @@ class Pruned(keras.layers.Wrapper):
         """Move every scheduled quantity to its value at `progress` in [0, 1]."""
         self._require_built()
         values = self.method.anneal(progress)
-        moving = {name for name, schedule in self.method.schedules().items() if schedule.span is not None}
+        moving = self.method.moving()
         self._assign({name: values[name] for name in moving})
         if "sparsity" in moving:
             self._assign(self.method.targets(values, self.groups))
@@ -236,7 +236,7 @@ class Pruned(keras.layers.Wrapper):
 
     def waits(self) -> bool:
         """Whether the method has schedules that no callback has moved, or a sparsity that has not come to its end."""
-        spans = {name: schedule.span for name, schedule in self.method.schedules().items() if schedule.span is not None}
+        spans = self.method.moving()
         return bool(spans) and (self.progress < 0 or ("sparsity" in spans and self.progress < spans["sparsity"][1]))
 
     def figures(self) -> dict[str, float]:

@@ -107,9 +107,10 @@ def _selector(where):
 def _choose(model, method, where) -> set[int]:
     """The ids of the layers to wrap; raises where there are none, or `where` names one that the method cannot prune."""
     selected, outputs = _selector(where), _protected(model, method)
-    names = [layer.name for layer in graph.leaves(model) if isinstance(layer, SUPPORTED)]
+    everything = graph.leaves(model)
+    names = [layer.name for layer in everything if isinstance(layer, SUPPORTED)]
     method.check_names(names)
-    leaves = [layer for layer in graph.leaves(model) if selected(layer)]
+    leaves = [layer for layer in everything if selected(layer)]
     reasons = [(layer, why_skipped(layer, method, outputs)) for layer in leaves if layer.weights]
     chosen = [layer for layer, reason in reasons if reason is None]
     if where is not None and chosen:

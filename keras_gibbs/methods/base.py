@@ -62,6 +62,10 @@ class PruningMethod(Configuration):
         """The scheduled quantities, by the name of their state variable."""
         return {}
 
+    def moving(self) -> dict[str, tuple[float, float]]:
+        """The (begin, end) of every scheduled quantity that is not constant, in fractions of training."""
+        return {name: schedule.span for name, schedule in self.schedules().items() if schedule.span is not None}
+
     def anneal(self, progress: float) -> dict[str, float]:
         """The values of the scheduled quantities at `progress` in [0, 1]."""
         return {name: schedule(progress) for name, schedule in self.schedules().items()}

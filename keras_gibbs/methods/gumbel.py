@@ -58,18 +58,13 @@ class GumbelSoftmax(LearnedMask):
             check_sparsity(self.sparsity)
 
     def schedules(self):
+        schedules = super().schedules()
         if self.sparsity is None:
-            return {}
-        sparsity = check_sparsity(self.sparsity)
+            return schedules
+        sparsity = schedules["sparsity"]
         start = 1.0 / (1.0 + math.exp(self.initial_logit))
         path = Linear(start, sparsity(1.0), end=0.5) if sparsity.span is None else sparsity
-        return {"sparsity": sparsity, "expected_sparsity": path}
-
-    def targets(self, values, groups):
-        return super().targets(values, groups) if values else {}
-
-    def tracks(self, shape):
-        return self.sparsity is not None and super().tracks(shape)
+        return schedules | {"expected_sparsity": path}
 
     def initial_logits(self, shape):
         return np.full(shape, self.initial_logit)
@@ -78,11 +73,6 @@ class GumbelSoftmax(LearnedMask):
         noise = uniform((1, 1, kernel.shape[2]))
         tilted = self.logits(state) + ops.log(noise) - ops.log1p(-noise)
         return straight_through(ops.cast(tilted > 0, "float32"), ops.sigmoid(tilted / self.temperature))
-
-    def mode(self, kernel, state):
-        if self.sparsity is not None:
-            return super().mode(kernel, state)
-        return ops.cast(self.logits(state) >= 0, "float32")
 
     def penalty(self, state):
         if self.sparsity is None:

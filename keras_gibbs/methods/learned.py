@@ -56,6 +56,7 @@ class LearnedMask(RankedMethod):
     scale_rate: float = dataclasses.field(default=1.0, kw_only=True)
 
     learns_masks = True
+    sparsity = None  # where a subclass has a target, exactly the groups with the largest scores are kept; otherwise those with m >= 0
 
     def __post_init__(self):
         check_structure(self.structure)
@@ -71,6 +72,18 @@ class LearnedMask(RankedMethod):
     @property
     def trains_weights(self):
         return self.train_weights
+
+    def schedules(self):
+        return {} if self.sparsity is None else super().schedules()
+
+    def targets(self, values, groups):
+        return {} if self.sparsity is None else super().targets(values, groups)
+
+    def tracks(self, shape):
+        return self.sparsity is not None and super().tracks(shape)
+
+    def mode(self, kernel, state):
+        return ops.cast(self.logits(state) >= 0, "float32") if self.sparsity is None else super().mode(kernel, state)
 
     def initial_logits(self, shape: tuple[int, ...]) -> np.ndarray:
         """The logits that training starts from."""

@@ -28,19 +28,7 @@ class Supermask(LearnedMask):
 
     rescale: str | None = dataclasses.field(default="dynamic", kw_only=True)
 
-    def schedules(self):
-        return {}
-
-    def targets(self, values, groups):
-        return {}
-
-    def tracks(self, shape):
-        return False
-
     def sample(self, kernel, state, uniform):
         probability = ops.sigmoid(self.logits(state))
         drawn = ops.cast(1.0 - uniform((1, 1, kernel.shape[2])) <= probability, "float32")
         return straight_through(drawn, probability)
-
-    def mode(self, kernel, state):
-        return ops.cast(self.logits(state) >= 0, "float32")

@@ -1,0 +1,86 @@
+"""What the comparisons train: configurations as data, for `compare.py`.
+
+A suite is one network on one data set under one schedule, and the variants that are compared on it. Variants are listed the most telling first, so that
+any number of finished runs is a result.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import networks
+
+import keras_gibbs as kg
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row of a comparison.
+
+    Attributes:
+        name: Its name in tables and file names.
+        method: From the finished results of the same suite and seed, by variant name, to a pruning method; None trains the dense network.
+        rate: Learning rate of Adam at the start; it falls to zero along a cosine.
+        needs: The variants whose results `method` reads.
+    """
+
+    name: str
+    method: Callable[[dict], object]
+    rate: float
+    needs: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """A network, data, a schedule, and the variants.
+
+    Attributes:
+        network: Function of the image shape and the number of classes.
+        dataset: Name in `data.DATASETS`.
+        epochs: Epochs of `fit`.
+        steps: Batches in an epoch; None for all that the training images fill. With fewer, an epoch is a part of a pass, and validation comes more often.
+        variants: What is compared.
+        batch: Images in a batch.
+        validation: Training images put aside for validation.
+        validated: How many of them are looked at after every epoch.
+        augmented: Whether training images are shifted and flipped.
+        where: The layers that are pruned, as in `keras_gibbs.prune`.
+        callback: Arguments of `GibbsPruningCallback`.
+    """
+
+    network: Callable
+    dataset: str
+    epochs: int
+    variants: tuple[Variant, ...]
+    steps: int | None = None
+    batch: int = 128
+    validation: int = 5000
+    validated: int = 2000
+    augmented: bool = False
+    where: Callable | None = None
+
+
+def _fixed(method):
+    return lambda earlier: method
+
+
+def _extraction():
+    """GumbelSoftmax with and without signed constants, with each rescale, beside its baselines and the dense network."""
+    gumbel = [
+        Variant(
+            f"gumbel-{rescale or 'none'}-{'signed' if signed else 'normal'}",
+            _fixed(kg.GumbelSoftmax(rescale=rescale, signed_constant=signed)),
+            rate=1e-2,
+        )
+        for signed in (True, False)
+        for rescale in ("smart", "dynamic", None)
+    ]
+    others = [
+        Variant("dense", _fixed(None), rate=1e-3),
+        Variant("edge-popup", _fixed(kg.EdgePopup(0.5)), rate=1e-2),
+        Variant("supermask", _fixed(kg.Supermask()), rate=1e-2),
+    ]
+    first = gumbel[:1] + others[:1] + gumbel[1:] + others[1:]
+    return Suite(lambda shape, classes: networks.convolutions(2, shape, classes), "cifar10", epochs=12, steps=88, variants=tuple(first))
+
+
+SUITES = {"extraction": _extraction()}

@@ -5,6 +5,7 @@ import warnings
 import keras
 
 from keras_gibbs.model import distribute, pruned_layers, sparsity
+from keras_gibbs.search import SearchedModel
 
 FEW_UPDATES = 5  # a schedule moved fewer times than this between its begin and its end jumps rather than anneals
 MANY_EPOCHS = 20  # from so many epochs on, "auto" moves schedules once an epoch
@@ -66,6 +67,8 @@ class GibbsPruningCallback(keras.callbacks.Callback):
     def _begin(self):
         """Find out where the model stands; only now, since another callback may have restored it in `on_train_begin`."""
         self._over = not self.restart and all(layer.progress >= 1.0 for layer in self._layers)
+        if self.restart and isinstance(self.model, SearchedModel):
+            self.model.restart()
         if not self._over:
             self._warn_of_jumps()
         elif not self._told:
@@ -151,6 +154,9 @@ class GibbsPruningCallback(keras.callbacks.Callback):
         figures = [layer.figures() for layer in pruned_layers(self.model) if layer.built]
         names = dict.fromkeys(name for row in figures for name in row)
         means = {name: _mean(row[name] for row in figures if name in row) for name in names}
+        if isinstance(self.model, SearchedModel):
+            self.model.check_energies()
+            means |= self.model.figures()
         return {"sparsity": sparsity(self.model), **means}
 
 

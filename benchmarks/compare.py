@@ -10,6 +10,8 @@ stripped model.
 """
 
 import argparse
+import dataclasses
+import json
 import time
 from pathlib import Path
 
@@ -73,7 +75,7 @@ def train(suite, variant, seed, earlier, images, folder=None):
     scaling = data.Scaling.of(x)
     keras.utils.set_random_seed(seed)
     network = suite.network(x.shape[1:], CLASSES[suite.dataset])
-    method = variant.method(earlier)
+    method = variant.method(network, seed, earlier)
     model = network if method is None else kg.prune(network, method, where=suite.where, seed=seed)
     batches = data.Batches(x, y, scaling, batch_size=suite.batch, seed=seed, augmented=suite.augmented, steps=suite.steps)
     rate = keras.optimizers.schedules.CosineDecay(variant.rate, suite.epochs * len(batches))
@@ -120,9 +122,9 @@ def load_images(suite, folder=None, limit=None):
     return [(a[:limit], b[:limit]) for a, b in ((x, y), (x_val, y_val), data.load(suite.dataset, "test", folder))]
 
 
-def run(name, seeds, only, out, images):
+def run(name, suite, seeds, only, out, images):
     """Every run of a suite that is not there yet; returns how many were made."""
-    suite, made = SUITES[name], 0
+    made = 0
     chosen = [variant for variant in suite.variants if not only or variant.name in only]
     pending = [(seed, variant) for seed in seeds for variant in chosen if not result_file(out, name, variant.name, seed).exists()]
     for seed, variant in pending:
@@ -141,8 +143,6 @@ def run(name, seeds, only, out, images):
 
 
 def read(file):
-    import json
-
     return json.loads(Path(file).read_text())
 
 
@@ -151,17 +151,21 @@ def main():
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="some of the suite's variants")
+    parser.add_argument("--dataset", choices=data.DATASETS, help="another data set than the suite's; results go to <suite>-<dataset>")
     parser.add_argument("--data", type=Path, help="a folder of .npz parts instead of tensorflow-datasets")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of results (%(default)s)")
     arguments = parser.parse_args()
     known = [variant.name for variant in SUITES[arguments.suite].variants]
     if unknown := set(arguments.only or ()) - set(known):
         parser.error(f"unknown variants {sorted(unknown)}; {arguments.suite} has {', '.join(known)}")
+    name, suite = arguments.suite, SUITES[arguments.suite]
+    if arguments.dataset:
+        name, suite = f"{name}-{arguments.dataset}", dataclasses.replace(suite, dataset=arguments.dataset)
     try:
-        made = run(arguments.suite, arguments.seeds, arguments.only, arguments.out, load_images(SUITES[arguments.suite], arguments.data))
+        made = run(name, suite, arguments.seeds, arguments.only, arguments.out, load_images(suite, arguments.data))
     except KeyboardInterrupt:
         raise SystemExit("\nStopped. Finished runs are kept, and the same command goes on from the last epoch of this one.") from None
-    print(f"{made} runs made; results in {arguments.out / arguments.suite}. The table: python benchmarks/report.py {arguments.suite}")
+    print(f"{made} runs made; results in {arguments.out / name}. The table: python benchmarks/report.py {name}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 
 import networks
+import numpy as np
 
 import keras_gibbs as kg
 
@@ -18,13 +19,14 @@ class Variant:
 
     Attributes:
         name: Its name in tables and file names.
-        method: From the finished results of the same suite and seed, by variant name, to a pruning method; None trains the dense network.
+        method: From the network, the seed and the finished results of the same suite and seed, by variant name, to a pruning method; None trains the
+            dense network.
         rate: Learning rate of Adam at the start; it falls to zero along a cosine.
         needs: The variants whose results `method` reads.
     """
 
     name: str
-    method: Callable[[dict], object]
+    method: Callable
     rate: float
     needs: tuple[str, ...] = ()
 
@@ -44,7 +46,6 @@ class Suite:
         validated: How many of them are looked at after every epoch.
         augmented: Whether training images are shifted and flipped.
         where: The layers that are pruned, as in `keras_gibbs.prune`.
-        callback: Arguments of `GibbsPruningCallback`.
     """
 
     network: Callable
@@ -60,7 +61,7 @@ class Suite:
 
 
 def _fixed(method):
-    return lambda earlier: method
+    return lambda network, seed, earlier: method
 
 
 def _extraction():
@@ -83,4 +84,42 @@ def _extraction():
     return Suite(lambda shape, classes: networks.convolutions(2, shape, classes), "cifar10", epochs=12, steps=88, variants=tuple(first))
 
 
-SUITES = {"extraction": _extraction()}
+def _removed(earlier):
+    """The fraction of the weights of its layers that EDropout removed."""
+    return earlier["edropout"]["final"]["pruned_sparsity"]
+
+
+def _magnitude_filters(network, seed, earlier):
+    return kg.Magnitude(kg.Polynomial(0.0, _removed(earlier), end=0.5), structure=kg.Filter())
+
+
+def _random_filters(network, seed, earlier):
+    """A mask that removes filters at random, the same fraction in every layer, from the first step on."""
+    pattern = kg.prune(network, kg.Magnitude(_removed(earlier), structure=kg.Filter()))  # which layers, and how many
+    rng = np.random.default_rng([seed, 1])
+    masks = {}
+    for layer in kg.pruned_layers(pattern):
+        mask = np.array(layer.mask())
+        masks[layer.name] = rng.permuted(np.broadcast_to(mask[0, 0, :1], (1, mask.shape[-1])), axis=1)[0] * np.ones_like(mask)
+    return kg.Fixed(masks)
+
+
+def _filters(network, dataset, epochs, rate=2e-3, augmented=False, compared=True):
+    """EDropout beside the dense network, and filters removed by magnitude and at random at the fraction that it came to."""
+    variants = [Variant("dense", _fixed(None), rate), Variant("edropout", _fixed(kg.EDropout()), rate)]
+    if compared:
+        variants += [Variant("magnitude", _magnitude_filters, rate, ("edropout",)), Variant("random", _random_filters, rate, ("edropout",))]
+    return Suite(network, dataset, epochs, tuple(variants), augmented=augmented)
+
+
+def _resnet18(shape, classes):
+    return networks.resnet18(shape, classes, width=8)
+
+
+SUITES = {
+    "extraction": _extraction(),
+    "filters-fashion": _filters(_resnet18, "fashion_mnist", 8),
+    "filters-resnet": _filters(_resnet18, "cifar10", 6, compared=False),
+    "filters-alexnet": _filters(lambda shape, classes: networks.alexnet(shape, classes, width=16), "cifar10", 10, rate=1e-3, compared=False),
+    "filters-squeezenet": _filters(lambda shape, classes: networks.squeezenet(shape, classes, width=32), "cifar10", 8, rate=1e-3, compared=False),
+}

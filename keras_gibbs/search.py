@@ -192,7 +192,7 @@ class SearchedModel(keras.Model):
         with _outputs_masked(self._searched):
             parts = ops.reshape(bits, (-1, chunk, bits.shape[1]))
             logits = ops.map(lambda part: ops.vectorized_map(lambda state: self._logits(state, x), part), parts)
-            return keras.tree.map_structure(lambda part: ops.reshape(part, (-1, *part.shape[2:])), logits)
+            return keras.tree.map_structure(lambda part: ops.reshape(part, (-1, *ops.shape(part)[2:])), logits)
 
     def _logits(self, state, x):
         outputs = self._run_under(self, state, x)

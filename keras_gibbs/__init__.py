@@ -11,6 +11,7 @@ from keras_gibbs.energies import KernelCoupling as KernelCoupling
 from keras_gibbs.export import ExportReport as ExportReport
 from keras_gibbs.export import export_saved_model as export_saved_model
 from keras_gibbs.export import export_tflite as export_tflite
+from keras_gibbs.ising import IsingEnergy as IsingEnergy
 from keras_gibbs.layers import Pruned as Pruned
 from keras_gibbs.methods import EdgePopup as EdgePopup
 from keras_gibbs.methods import EDropout as EDropout

@@ -58,6 +58,11 @@ class GibbsPruningCallback(keras.callbacks.Callback):
         self._layers = layers
         for method in {layer.method for layer in layers}:
             method.check_training(self.model.optimizer, [layer for layer in layers if layer.method == method])
+        if not isinstance(self.model, SearchedModel) and any(layer.method.searches_model for layer in layers):
+            raise ValueError(
+                "EDropout searches a whole model: `keras_gibbs.prune(model, keras_gibbs.EDropout())` returns one that does. Received: model "
+                f"{self.model.name!r} of class {type(self.model).__name__!r}, whose layers were wrapped one by one, or which was built anew from such layers."
+            )
         self._sparsity_moves = any("sparsity" in layer.method.moving() for layer in layers)
         self._horizon = self.epochs or self.params["epochs"]
         self._steps = self.params.get("steps")

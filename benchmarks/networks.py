@@ -119,7 +119,7 @@ def convolutions(depth, input_shape=(32, 32, 3), classes=10, api=keras):
 def resnet18(input_shape=(32, 32, 3), classes=10, width=64, l2=0.0, api=keras):
     """ResNet-18 for small images: a stem of 3x3 without pooling, four stages of two basic blocks, global average pooling, logits.
 
-    As the authors of EDropout have it (sparsifai/epruning, realresnet.py:175, 240).
+    As the authors of EDropout have it (sparsifai/epruning, realresnet.py:175, 240), with bare projections as in `resnet`.
 
     Args:
         input_shape: Height, width, channels.

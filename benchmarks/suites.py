@@ -102,7 +102,7 @@ def _random_filters(network, seed, earlier):
     masks = {}
     for layer in kg.pruned_layers(pattern):
         mask = np.array(layer.mask())
-        masks[layer.name] = rng.permuted(np.broadcast_to(mask[0, 0, :1], (1, mask.shape[-1])), axis=1)[0] * np.ones_like(mask)
+        masks[layer.name] = rng.permuted(mask.reshape(-1, mask.shape[-1])[:1], axis=1)[0] * np.ones_like(mask)
     return kg.Fixed(masks)
 
 

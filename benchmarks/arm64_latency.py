@@ -8,7 +8,7 @@ a dense one, and a file that runs there may fail on ARM64. So each file is run t
 under qemu-user. The emulated machine is set up in a folder the first time (see arm64.py), on Debian or Ubuntu; no root is needed.
 
 Emulated milliseconds are not a phone's, and an emulator weighs instructions in its own way: what they tell is whether the sparse kernels run, and
-roughly what that saves. One thread; the files are timed in turns, in a process of their own, and a ratio is the median over the rounds.
+roughly what that saves. One thread, CPU time; the files are timed in turns, each in a process of its own, and a ratio is the median over the rounds.
 """
 
 import argparse
@@ -259,7 +259,7 @@ def main(arguments=None):
         "benchmark": "arm64_latency",
         "environment": environment(("keras_gibbs", "keras", "tensorflow", "numpy", "ai-edge-litert")),
         "arm64": machine.versions,
-        "settings": {"seed": SEED, "samples": SAMPLES, "runs": given.runs, "rounds": given.rounds, "threads": 1},
+        "settings": {"seed": SEED, "samples": SAMPLES, "runs": given.runs, "rounds": given.rounds, "threads": 1, "clock": "CPU time"},
         "rows": [file.as_dict(by_name[file.dense]) for file in files],
     }
     write(given.out, results)

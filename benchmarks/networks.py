@@ -10,8 +10,11 @@ DENSE = ("stem", "classifier")  # the first convolution and the last layer
 
 
 def prunable(layer) -> bool:
-    """The `where=` of `keras_gibbs.prune`: every layer with a kernel but the first convolution and the classifier."""
-    return layer.name not in DENSE and hasattr(layer, "kernel")
+    """The `where=` of `keras_gibbs.prune`: every layer with a kernel but the first convolution, the classifier and depthwise convolutions.
+
+    Depthwise convolutions hold a hundredth of a network's weights, run dense on every runtime, and TF-MOT does not prune them either.
+    """
+    return layer.name not in DENSE and hasattr(layer, "kernel") and not hasattr(layer, "depth_multiplier")
 
 
 def resnet(depth, input_shape=(32, 32, 3), classes=10, widths=(16, 32, 64), l2=1e-4, api=keras):
@@ -192,3 +195,62 @@ def squeezenet(input_shape=(32, 32, 3), classes=10, width=64, dropout=0.5, api=k
     x = layers.Dropout(dropout, name="dropout")(x)
     x = convolution(x, "classifier", classes, 1, activation=None)
     return api.Model(inputs, layers.GlobalAveragePooling2D(name="pool")(x), name=f"squeezenet_{width}")
+
+
+MOBILENET = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))  # (channels, stride) of a block
+
+# How a `mobilenet` ends: name -> function of (features, classes, layers of the Keras in use).
+HEADS = {
+    "dense": lambda x, classes, layers: layers.Dense(classes, name="classifier")(layers.GlobalAveragePooling2D(name="pool")(x)),
+    "pooled": lambda x, classes, layers: layers.GlobalAveragePooling2D(keepdims=True, name="pool")(x),
+    "convolution": lambda x, classes, layers: layers.Flatten(name="flatten")(
+        layers.Conv2D(classes, 1, name="classifier")(layers.GlobalAveragePooling2D(keepdims=True, name="pool")(x))
+    ),
+    "none": lambda x, classes, layers: x,
+}
+
+
+def mobilenet(input_shape=(96, 96, 3), alpha=0.5, classes=10, head="dense", blocks=MOBILENET, api=keras):
+    """A MobileNetV1: a 3x3 convolution, then blocks of a depthwise 3x3 and a 1x1 convolution, each with BatchNorm and ReLU.
+
+    As in Howard et al. 2017, table 1 (https://arxiv.org/abs/1704.04861). Every stride of 2 stands behind an explicit padding of 1, the form in which
+    XNNPACK runs 1x1 convolutions with sparse kernels. `prunable` is true of all of these but a head's.
+
+    Args:
+        input_shape: Height, width, channels; 32x32 works too.
+        alpha: Factor of all channels, in (0, 1].
+        classes: Number of logits of the heads "dense" and "convolution".
+        head: "dense" (pooling, Dense), "pooled" (pooling that keeps the dimensions), "convolution" (the same, 1x1 convolution, Flatten) or "none" (the
+            last block's features).
+        blocks: (channels at alpha 1, stride) of every block.
+        api: The Keras to build with.
+
+    Returns:
+        A functional model; its layers are `stem`, `block1_depthwise`, `block1_pointwise` ..., `pool`, `classifier`.
+    """
+    if head not in HEADS:
+        raise ValueError(f"`head` must be one of {', '.join(map(repr, HEADS))}. Received: head={head!r}.")
+    if not 0 < alpha <= 1:
+        raise ValueError(f"`alpha` must lie in (0, 1]. Received: alpha={alpha!r}. It is the factor of all channels.")
+    layers = api.layers
+
+    def normalized(x, name):
+        return layers.ReLU(name=f"{name}_relu")(layers.BatchNormalization(name=f"{name}_norm")(x))
+
+    def padded(x, name, strides):
+        """`x` ready for a 3x3 convolution, and that convolution's `padding`."""
+        return (x, "same") if strides == 1 else (layers.ZeroPadding2D(1, name=f"{name}_padding")(x), "valid")
+
+    inputs = api.Input(input_shape)
+    x, padding = padded(inputs, "stem", 2)
+    x = layers.Conv2D(int(32 * alpha), 3, strides=2, padding=padding, use_bias=False, kernel_initializer="he_normal", name="stem")(x)
+    x = normalized(x, "stem")
+    for index, (width, strides) in enumerate(blocks, 1):
+        name = f"block{index}_depthwise"
+        x, padding = padded(x, name, strides)
+        # Keras counts all channels into the fan-in of a depthwise kernel, which has nine weights a channel.
+        settings = {"use_bias": False, "depthwise_initializer": api.initializers.RandomNormal(stddev=(2 / 9) ** 0.5)}
+        x = normalized(layers.DepthwiseConv2D(3, strides=strides, padding=padding, name=name, **settings)(x), name)
+        name = f"block{index}_pointwise"
+        x = normalized(layers.Conv2D(int(width * alpha), 1, use_bias=False, kernel_initializer="he_normal", name=name)(x), name)
+    return api.Model(inputs, HEADS[head](x, classes, layers), name=f"mobilenet_{head}")

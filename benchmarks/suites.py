@@ -80,7 +80,7 @@ def _extraction():
     others = [
         Variant("dense", _fixed(None), rate=1e-3),
         Variant("edge-popup", _fixed(kg.EdgePopup(0.5)), rate=1e-2),
-        Variant("supermask", _fixed(kg.Supermask()), rate=1e-2),
+        Variant("supermask", _fixed(kg.Supermask(rescale="smart")), rate=1e-2),
     ]
     first = gumbel[:1] + others[:1] + gumbel[1:] + others[1:]
     return Suite(lambda shape, classes: networks.convolutions(2, shape, classes), "cifar10", epochs=12, steps=88, variants=tuple(first), reach=0.5)

@@ -1,5 +1,6 @@
 """The wrapper that runs a layer with a masked kernel."""
 
+import contextlib
 import random
 
 import keras
@@ -90,7 +91,9 @@ class Pruned(keras.layers.Wrapper):
             self.build()
 
     def build(self, input_shape=None):
-        super().build(input_shape)
+        built, replaced = self.layer.built, self.method.replaces_kernel(self.layer)
+        with _kernel_starts(self.layer, self.method.prepare) if replaced and not built else contextlib.nullcontext():
+            super().build(input_shape)
         if self._state:
             return
         kernel = self.layer.kernel
@@ -102,8 +105,8 @@ class Pruned(keras.layers.Wrapper):
         self._key = self._add_state("key", [self.seed & 0xFFFFFFFF, self.seed >> 32], "uint32")  # saved, so that a resumed run needs no seed
         self._draws = self._add_state("draws", 0, "uint32")  # how many masks were drawn
         self._moved = self._add_state("moved", 1, "uint8")  # 1 once weights or counts have changed since `decide`
-        if self.method.replaces_kernel(self.layer):
-            kernel.assign(self.method.prepare(keras.ops.convert_to_numpy(kernel)))
+        if replaced and built:
+            kernel.assign(self.method.prepare(kernel.value))
         self.freeze()
         self.built = True
 
@@ -312,6 +315,21 @@ class Pruned(keras.layers.Wrapper):
     def load_own_variables(self, store):
         super().load_own_variables(store)
         self.note_change()
+
+
+@contextlib.contextmanager
+def _kernel_starts(layer, prepare):
+    """While this lasts, `layer` builds its kernel as `prepare` of what its initializer gives.
+
+    A layer may be built where no variable has a value yet: in the first step of a subclassed model.
+    """
+    name = "depthwise_initializer" if isinstance(layer, DEPTHWISE) else "kernel_initializer"
+    initializer = getattr(layer, name)
+    setattr(layer, name, lambda shape, dtype=None: prepare(initializer(shape, dtype=dtype)))
+    try:
+        yield
+    finally:
+        setattr(layer, name, initializer)
 
 
 def pruned_layers(model) -> list[Pruned]:

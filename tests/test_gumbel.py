@@ -179,6 +179,23 @@ def no_user_warnings():
         yield
 
 
+def test_signed_constants_of_a_layer_that_the_first_step_builds():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.hidden = kg.Pruned(layers.Dense(20, activation="relu"), kg.GumbelSoftmax(), seed=0)
+            self.scores = layers.Dense(2)
+
+        def call(self, x):
+            return self.scores(self.hidden(x))
+
+    model = Own()
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(np.ones((8, 6), "float32"), np.zeros(8, "int32"), verbose=0, epochs=2)
+    sizes = np.abs(numpy(model.hidden.layer.kernel))
+    assert sizes.shape == (6, 20) and sizes.min() == sizes.max() > 0
+
+
 def test_a_trained_model_is_not_overwritten_in_silence():
     model = compiled(convnet())
     with no_user_warnings():

@@ -108,7 +108,7 @@ class PruningMethod(Configuration):
         """Whether a newly wrapped layer starts from another kernel than its own: that of `prepare`."""
         return False
 
-    def prepare(self, kernel: np.ndarray) -> np.ndarray:
+    def prepare(self, kernel: Tensor) -> Tensor:
         """The kernel that a newly wrapped layer starts from, where `replaces_kernel`."""
         return kernel
 

@@ -120,7 +120,8 @@ class LearnedMask(RankedMethod):
         return bool(wanted) and not (wanted == "conv" and isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)))
 
     def prepare(self, kernel):
-        return np.where(kernel < 0, -1.0, 1.0) * np.std(kernel)
+        size = ops.cast(ops.std(ops.cast(kernel, "float32")), kernel.dtype)
+        return ops.where(kernel < 0, -size, size)
 
     def check_training(self, optimizer, layers):
         inner = getattr(optimizer, "inner_optimizer", optimizer)

@@ -16,6 +16,7 @@ from keras_gibbs.xnnpack import Change
 # A non-zero weight costs a sparse kernel this many times what a weight costs a dense one: a MobileNet-like network whose 1x1 convolutions are 90 % zero ran
 # 3.3 x faster on an emulated ARM64 CPU.
 SPARSE_COST = 2.5
+OPEN_SIZE = 224  # stands for sizes of the input that are not fixed
 _WORTH = 0.05  # a change helps if this share of the multiply-adds more runs sparse
 
 _KINDS = {
@@ -30,8 +31,9 @@ _KINDS = {
 _TEXTS = {
     Change.PRUNE: "prune the 1x1 convolutions until more than two thirds of their weights are zero (a sparsity of 0.75, say)",
     Change.PADDING: "pad {layers} by `ZeroPadding2D` on each side alike (1 for 3x3, 2 for 5x5), with `padding='valid'`",
-    Change.HEAD: "pool by `GlobalAveragePooling2D()` without `keepdims`, and put `Dense` in place of {layers}",
+    Change.HEAD: "pool by `GlobalAveragePooling2D()` without `keepdims`, and go on with `Dense`, not with 1x1 convolutions",
     Change.END: "end in `GlobalAveragePooling2D()` and `Dense`",
+    Change.KEEPDIMS: "pool by `GlobalAveragePooling2D(keepdims=True)` without `Reshape` where the result is multiplied with feature maps",
     Change.STEM: "begin with a 3x3 convolution of three channels with stride 2 behind `ZeroPadding2D(1)`, in place of {layers}",
     Change.STRIDE: "take stride and padding out of {layers}, into the depthwise convolution before it",
     Change.POOLING: "put a depthwise 3x3 convolution with stride 2 in place of {layers}",
@@ -92,10 +94,13 @@ def advise(model: keras.Model) -> Advice:
 
     The model is converted, and XNNPACK's rules are applied to the operators of the file: a 1x1 convolution runs sparse in float32 if it lies between a
     padded 3x3 stem with stride 2 and an average over height and width, if everything in between can work channels first, and if more than two thirds of
-    the weights of the 1x1 convolutions and Dense layers there are zero. On x86 CPUs with AVX nothing runs sparse.
+    the weights of the 1x1 convolutions there are zero. On x86 CPUs with AVX nothing runs sparse.
+
+    Where such a part ends in something else, its sparse form must not be shipped: LiteRT 2.3.0 takes the wrong order of the data on ARM64. The advice then
+    has `fails`, and `export_tflite(encoding="auto")` writes no sparse form.
 
     Args:
-        model: A built Keras model, pruned, stripped or plain. It is not changed.
+        model: A built Keras model, pruned, stripped or plain. It is not changed. Heights and widths of its input that are open count as 224.
 
     Returns:
         An `Advice`.
@@ -112,19 +117,33 @@ def advise(model: keras.Model) -> Advice:
 
     Reference: google/XNNPACK, src/subgraph.c, `xnn_check_nchw_compatibility` and `xnn_subgraph_rewrite_for_nchw`.
     """
-    model = exportable(model)
+    model = _sized(exportable(model))
     with tempfile.TemporaryDirectory() as folder:
         convert(model, Path(folder), ["dense"])
         return advise_file(model, tflite_file.read((Path(folder) / "dense.tflite").read_bytes()))
 
 
+def has_open_sizes(model: keras.Model) -> bool:
+    """Whether inputs of a model have sizes, apart from the batch, that are not fixed."""
+    return any(None in spec.shape[1:] for spec in getattr(model, "inputs", None) or [])
+
+
+def _sized(model):
+    """The same layers over inputs of fixed sizes."""
+    if not has_open_sizes(model):
+        return model
+    inputs = [
+        keras.Input(batch_shape=(spec.shape[0], *(size or OPEN_SIZE for size in spec.shape[1:])), dtype=spec.dtype, name=spec.name) for spec in model.inputs
+    ]
+    return keras.Model(inputs, model(keras.tree.pack_sequence_as(model.input, inputs)))
+
+
 def advise_file(model: keras.Model, graphs: list[tflite_file.Graph]) -> Advice:
     """`advise` for a model, without wrappers, that is converted already."""
     graph = graphs[0]
-    nodes = xnnpack.plan(graph)
-    layers = _layers(model, nodes)
+    nodes = xnnpack.plan(graph, names=_layers(model, xnnpack.plan(graph)))
     total = sum(node.multiply_adds for node in nodes)
-    rows = [_row(node, layers[node], total) for node in nodes if node.kernel is not None]
+    rows = [_row(node, total) for node in nodes if node.kernel is not None]
     failing = [node for node in nodes if node.fails]
     share = _share(nodes)
     changes, promised = _smallest_change(graph, nodes, share)
@@ -132,16 +151,16 @@ def advise_file(model: keras.Model, graphs: list[tflite_file.Graph]) -> Advice:
     return Advice(
         rows=rows,
         share=share,
-        fails=_failure(failing, layers) if failing else "",
-        change=", and ".join(_TEXTS[change].format(layers=_named(change, nodes, layers)) for change in changes),
+        fails=_failure(failing) if failing else "",
+        change=", and ".join(_TEXTS[change].format(layers=_named(change, nodes)) for change in changes),
         promised=promised,
         speed=1 / speed if total else 1.0,
     )
 
 
-def _row(node, layer, total):
+def _row(node, total):
     return {
-        "layer": layer,
+        "layer": node.label,
         "kind": _KINDS[node.name].format("x".join(map(str, node.kernel.shape[1:3]))),
         "multiply_adds": node.multiply_adds,
         "share": node.multiply_adds / max(total, 1),
@@ -161,11 +180,11 @@ def _share(nodes):
     return sum(node.multiply_adds for node in nodes if node.sparse) / max(sum(node.multiply_adds for node in nodes), 1)
 
 
-def _failure(failing, layers):
-    names = ", ".join(dict.fromkeys(layers[node] for node in failing))
+def _failure(failing):
+    names = ", ".join(dict.fromkeys(node.label for node in failing))
     return (
-        f"LiteRT (2.3.0) fails on ARM64, because XNNPACK hands data channels first to {names} and cannot turn them back behind it "
-        "(as where a network pools with keepdims and then has a 1x1 convolution)"
+        f"on ARM64, LiteRT (2.3.0) stops with an error or predicts something else without a word, because XNNPACK hands data channels first to {names}, and "
+        "what comes after it takes them as channels last (as where a network pools with keepdims and then has a 1x1 convolution)"
     )
 
 
@@ -182,14 +201,13 @@ def _smallest_change(graph, nodes, share):
     return [], share
 
 
-def _named(change, nodes, layers):
-    concerned = [node for node in nodes if node.layout.change is change and (change is not Change.HEAD or node.fails)]
-    names = list(dict.fromkeys(layers[node] for node in concerned))
+def _named(change, nodes):
+    names = list(dict.fromkeys(node.label for node in nodes if node.layout.change is change))
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _layers(model, nodes):
-    """Node -> the name of its Keras layer: the one whose kernel it holds, up to a factor per output channel; else the operator's name."""
+    """Operator -> the name of its Keras layer: the one whose kernel it holds, up to a factor per output channel; else the operator's name."""
     kernels = {}  # size -> [(layer, kernel by output channel)]
     for weight in model.weights:
         if len(weight.shape) >= 2 and "/" in weight.path:
@@ -198,12 +216,12 @@ def _layers(model, nodes):
                 kernels.setdefault(value.size, []).append((weight.path.rsplit("/", 1)[0], _scaled(order)))
     names = {}
     for node in nodes:
-        names[node] = node.name
+        names[node.operator] = node.name
         if node.kernel is not None:
             axis = -1 if node.name in ("DEPTHWISE_CONV_2D", "CONV_3D") else 0
             own = _scaled(np.moveaxis(node.kernel.values, axis, 0))
             fitting = [name for name, kernel in kernels.get(own.size, []) if kernel.shape == own.shape and np.allclose(kernel, own, atol=0.02)]
-            names[node] = fitting[0] if fitting else _scope(node) or node.name
+            names[node.operator] = fitting[0] if fitting else _scope(node) or node.name
     return names
 
 

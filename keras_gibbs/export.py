@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from keras_gibbs import samples, tflite_file
-from keras_gibbs.advisor import advise_file
+from keras_gibbs.advisor import advise, advise_file, has_open_sizes
 from keras_gibbs.choice import choose
 from keras_gibbs.comparison import compare_on
 from keras_gibbs.converter import ENCODINGS, convert, exportable
@@ -96,8 +96,8 @@ def export_tflite(
               2.3.0 does not run the int8 ones on XNNPACK (it does on its slow kernels); the report says so;
             - `"auto"`.
         prefer: What is best to `"auto"`: the fewest `"raw"` bytes, the fewest bytes after `"gzip"`, as an app package stores it, or the form that runs
-            fastest on a phone's CPU, `"arm64"`: sparse float32 if XNNPACK runs so much of it sparse that it is estimated twice as fast as dense or
-            faster, else int8 (3 x), dynamic int8 (2 x), sparse or dense, by what is there and the estimates.
+            fastest on a phone's CPU, `"arm64"`: sparse float32 if XNNPACK runs so much of it sparse that it is estimated 1.5 x as fast as dense
+            or faster, else int8 (3 x), dynamic int8 (2 x), sparse or dense, by what is there and the estimates.
         representative_data: Inputs that activations are measured on for int8, of any number; the first 500 samples count. An array; a dict, list or
             tuple of arrays for several inputs; or an iterable of batches of these, as `fit` takes them, with or without labels.
         data: `(x, y)` to compare on and to measure the accuracy of the file: x as for `predict`, y integer labels or one-hot. A model
@@ -136,7 +136,7 @@ def export_tflite(
             rows.append(row)
             notes += problems
         rows, dropped = _without_larger_sparse_forms(rows, prefer)
-        advice = advise_file(model, graphs.get("dense") or graphs[encodings[0]])
+        advice = advise(model) if has_open_sizes(model) else advise_file(model, graphs.get("dense") or graphs[encodings[0]])
         chosen, reason, excluded = choose(rows, encoding, prefer, comparison.accuracy, advice)
         chosen["chosen"] = True
         os.replace(work / f"{chosen['encoding']}.tflite", path)
@@ -170,6 +170,8 @@ def _examine(model, encoding, content, graphs, names, comparison):
         notes.append(f"Not checked: predictions of the {encoding} file ({problem}).")
     elif problem:
         notes.append(f"Not for XNNPACK: the {encoding} file ({problem}).")
+    if ENCODINGS[encoding].calibrated and (floats := tflite_file.float_operators(graphs)):
+        notes.append(f"Computed in float32 in the {encoding} file: {', '.join(floats)}.")
     if unpaired := [tensor["kernel"] for tensor in tensors if tensor["checked"] is None]:
         notes.append(f"Not checked: zeros of {', '.join(unpaired)} in the {encoding} file (merged or split by the converter).")
     return row, notes

@@ -107,6 +107,18 @@ def count(graphs: list[Graph], name: str) -> int:
     return sum(operator.name == name for graph in graphs for operator in graph.operators)
 
 
+def float_operators(graphs: list[Graph]) -> list[str]:
+    """Names of the operators that compute in float32, those apart that only turn integers into it."""
+    return sorted(
+        {
+            operator.name
+            for graph in graphs
+            for operator in graph.operators
+            if operator.name != "DEQUANTIZE" and any(graph.tensors[number].dtype is np.float32 for number in operator.outputs)
+        }
+    )
+
+
 def _tensor(tensor, buffer):
     shape = tuple(map(int, tensor.shape)) if tensor.shape is not None else ()
     dtype = _DTYPES.get(tensor.type)

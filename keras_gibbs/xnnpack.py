@@ -3,7 +3,11 @@
 XNNPACK computes a 1x1 convolution from its non-zero weights only where the data lie channels first. So it looks for clusters of operators that
 can all work channels first, begin with a convolution that changes the order, and end where the order no longer matters; and it takes a cluster
 only if more than two thirds of the weights of its 1x1 convolutions are zero. The rules are those of `xnn_subgraph_rewrite_for_nchw` in
-google/XNNPACK, src/subgraph.c (as of 2025). On x86 CPUs with AVX the whole path is off.
+google/XNNPACK, src/subgraph.c. On x86 CPUs with AVX the whole path is off.
+
+XNNPACK does not look at what follows the last operator of a cluster. If that is not an average over height and width, or if the average keeps its
+dimensions, data that lie channels first are read as if they lay channels last: LiteRT 2.3.0 for ARM64 then stops with an error, or predicts something else
+without a word (seen on networks of all these kinds, run by its aarch64 build under an emulator; those with no such place predicted what the dense file did).
 """
 
 import dataclasses
@@ -27,6 +31,7 @@ class Change(enum.Enum):
     PADDING = 1.01
     HEAD = 1.02
     END = 1.03
+    KEEPDIMS = 1.04
     STEM = 2
     STRIDE = 2.01
     POOLING = 2.02
@@ -42,7 +47,7 @@ class Layout:
         enters: It reads channels last and writes channels first.
         stays: It works channels first.
         leaves: Behind it the order does not matter.
-        flat: It reads one position, and does not mind how that lies.
+        keeps: It leaves height and width in place as 1 and 1.
         rule: Why none of these, or "".
         change: What would lift the rule, or None.
         lifted: What it would do then.
@@ -51,13 +56,15 @@ class Layout:
     enters: bool = False
     stays: bool = False
     leaves: bool = False
-    flat: bool = False
+    keeps: bool = False
     rule: str = ""
     change: Change | None = None
     lifted: "Layout | None" = None
 
 
-ENTERS, STAYS, LEAVES, DENSE = Layout(enters=True), Layout(stays=True), Layout(stays=True, leaves=True), Layout(stays=True, flat=True)
+ENTERS, STAYS, LEAVES = Layout(enters=True), Layout(stays=True), Layout(stays=True, leaves=True)
+DENSE = Layout(rule="is a Dense layer, which has no sparse kernel")
+AFTER = Layout(rule="comes after the average over height and width")
 
 
 @dataclasses.dataclass(eq=False)
@@ -71,8 +78,9 @@ class Node:
         shape: Of its first input.
         output: Shape of its output.
         layout: What it does with the order of the data.
+        label: What it is called in reasons.
         sparse: Whether it runs sparse.
-        fails: Whether the runtime would refuse it: it reads channels first and must write channels last.
+        fails: Whether it reads data that lie channels first and whoever reads its output takes them to lie channels last.
         why: Why it does not run sparse.
     """
 
@@ -82,6 +90,7 @@ class Node:
     shape: tuple[int, ...]
     output: tuple[int, ...]
     layout: Layout
+    label: str = ""
     sparse: bool = False
     fails: bool = False
     why: str = ""
@@ -103,15 +112,17 @@ class Node:
         return self.kernel.zeros.size * int(np.prod(positions, dtype=np.int64))
 
 
-def plan(graph: Graph, changes: frozenset[Change] = frozenset()) -> list[Node]:
+def plan(graph: Graph, changes: frozenset[Change] = frozenset(), names: dict[Operator, str] | None = None) -> list[Node]:
     """The operators of the main graph of a file, with XNNPACK's decision about each, as if the file were written sparse.
 
     Args:
         graph: From `tflite_file.read`, the first.
         changes: Rules to take as lifted.
+        names: What to call operators in the reasons, in place of their names in the format.
     """
     nodes = _nodes(graph)
     for node in nodes:
+        node.label = (names or {}).get(node.operator, node.name)
         if node.layout.change in changes:
             node.layout = node.layout.lifted
     _decide(nodes, graph, Change.PRUNE in changes)
@@ -128,6 +139,7 @@ def _nodes(graph):
         if operator.name in ("DENSIFY", "DEQUANTIZE") and operator.inputs[0] in constants:  # unpacks a constant at load
             unpacked = graph.tensors[operator.outputs[0]]
             constants[operator.outputs[0]] = dataclasses.replace(constants[operator.inputs[0]], dtype=unpacked.dtype)
+    maps = _maps(graph)
     pads, nodes = {}, []
     for operator in graph.operators:
         if operator.outputs[0] in constants:
@@ -139,19 +151,32 @@ def _nodes(graph):
         if source in pads:
             padding = constants[pads[source].inputs[1]].values[1:3]
             source = pads[source].inputs[0]
-        inputs = [number for number in (source, *operator.inputs[1:]) if number >= 0 and number not in constants]
+        others = operator.inputs[1:] if operator.name != "RESHAPE" else ()  # its other input is a shape
+        inputs = [number for number in (source, *others) if number >= 0 and number not in constants]
         kernel = (
             next((constants[n] for n in operator.inputs if n in constants and constants[n].values.ndim >= 2), None) if operator.name in WITH_KERNEL else None
         )
         shape = graph.tensors[source].shape if source >= 0 else ()
         output = graph.tensors[operator.outputs[0]].shape
-        nodes.append(Node(operator, inputs, kernel, shape, output, _layout(operator, graph, constants, shape, output, kernel, padding)))
+        layout = _layout(operator, graph, constants, shape, output, kernel, padding)
+        if layout.stays and len(shape) == 4 and operator.outputs[0] not in maps and output[1:-1] in ((), (1, 1)):  # the head of the network
+            layout = dataclasses.replace(layout, change=Change.HEAD, lifted=LEAVES if layout.leaves else AFTER)
+        nodes.append(Node(operator, inputs, kernel, shape, output, layout))
     for number in graph.outputs:
         shape = graph.tensors[number].shape
         end = LEAVES if len(shape) == 4 and shape[1:3] != (1, 1) else None
         layout = Layout(rule="is an output of the model", change=Change.END if end else None, lifted=end)
         nodes.append(Node(Operator("OUTPUT", (number,), (), None), [number], None, shape, (), layout))
     return nodes
+
+
+def _maps(graph):
+    """Numbers of the tensors that are feature maps of more than one position, or that such maps are computed from."""
+    found = {number for number, tensor in enumerate(graph.tensors) if len(tensor.shape) == 4 and tensor.shape[1:3] != (1, 1)}
+    for operator in reversed(graph.operators):
+        if found & set(operator.outputs):
+            found |= set(operator.inputs)
+    return found
 
 
 def _fuses(operator, paddings, readers, graph):
@@ -168,16 +193,20 @@ def _layout(operator, graph, constants, shape, output, kernel, padding):
     if name in WITH_KERNEL and not types <= {np.float32, np.float16}:
         return Layout(rule="computes in int8, not in float32")
     if name == "FULLY_CONNECTED":
-        return DENSE if int(np.prod(shape[1:-1])) == 1 else STAYS
+        return DENSE
     if name == "CONV_2D":
         return _convolution(options, graph, constants, operator, shape, kernel, padding)
     if name == "DEPTHWISE_CONV_2D":
         return _depthwise(options, kernel, padding)
+    if len(shape) == 2 and (name == "SHAPE" or name == "RESHAPE" and len(output) == 4 and output[1:3] == (1, 1)):
+        return Layout(rule="follows an average over height and width without keepdims", change=Change.KEEPDIMS, lifted=STAYS)
     if len(shape) != 4:
-        return Layout(rule=f"({name}) reads no feature maps")
+        return Layout(rule="reads no feature maps")
     if name in ("MEAN", "SUM"):
         axes = sorted(int(axis) % 4 for axis in np.ravel(constants[operator.inputs[1]].values)) if operator.inputs[1] in constants else None
-        return LEAVES if axes == [1, 2] else Layout(rule=f"({name}) goes over other axes than height and width", change=Change.OPERATOR, lifted=STAYS)
+        if axes == [1, 2]:
+            return dataclasses.replace(LEAVES, keeps=bool(options.keepDims))
+        return Layout(rule="goes over other axes than height and width", change=Change.OPERATOR, lifted=STAYS)
     if name == "DEPTH_TO_SPACE":
         return Layout(leaves=True)
     if name in ("ADD", "MUL"):
@@ -185,14 +214,14 @@ def _layout(operator, graph, constants, shape, output, kernel, padding):
         ranks = {len((constants.get(number) or graph.tensors[number]).shape) for number in operator.inputs}
         if ranks == {4} and not fixed:
             return STAYS
-        return Layout(rule=f"({name} with a constant: unfused normalization, scaling or hard sigmoid)", change=Change.OPERATOR, lifted=STAYS)
+        return Layout(rule="has a constant (unfused normalization, scaling or hard sigmoid)", change=Change.OPERATOR, lifted=STAYS)
     if name == "RESIZE_BILINEAR" and min(shape[1:3]) > 1 or name in UNARY:
         return STAYS
     if name in POOLS and output[1:3] != (1, 1):
-        return Layout(rule=f"({name}) has no channels-first form", change=Change.POOLING, lifted=STAYS)
+        return Layout(rule="has no channels-first form", change=Change.POOLING, lifted=STAYS)
     if name in ("RESHAPE", "REDUCE_MAX", *POOLS) and shape[1:3] != (1, 1):
-        return Layout(rule=f"({name}) does not average over height and width", change=Change.END, lifted=LEAVES)
-    return Layout(rule=f"({name}) has no channels-first form", change=Change.OPERATOR, lifted=STAYS)
+        return Layout(rule="does not average over height and width", change=Change.END, lifted=LEAVES)
+    return Layout(rule="has no channels-first form", change=Change.OPERATOR, lifted=STAYS)
 
 
 def _convolution(options, graph, constants, operator, shape, kernel, padding):
@@ -209,7 +238,7 @@ def _convolution(options, graph, constants, operator, shape, kernel, padding):
             return Layout(rule="is 1x1 with padding", change=Change.STRIDE, lifted=STAYS)
         if stride != (1, 1):
             return Layout(rule=f"is 1x1 with a stride of {_x(stride)}", change=Change.STRIDE, lifted=STAYS)
-        return Layout(stays=True, change=Change.HEAD, lifted=DENSE) if shape[1:3] == (1, 1) else STAYS
+        return STAYS
     first = operator.inputs[0] in graph.inputs or padding is not None and not any(operator.inputs[0] in o.outputs for o in graph.operators if o.name != "PAD")
     if size == (3, 3) and stride == (2, 2) and channels == 3:
         if padding is not None and np.all(padding == 1):
@@ -265,7 +294,7 @@ def _decide(nodes, graph, pruned):
                     leaders[before] = leaders[index] = max(leaders[before], leaders[index])
                     changed = True
             else:
-                broken[index] = broken[index] or broken[before] or f"what comes before it, {_call(nodes[before])}, {nodes[before].layout.rule}"
+                broken[index] = broken[index] or broken[before] or f"what comes before it, {nodes[before].label}, {nodes[before].layout.rule}"
         return changed
 
     changed = any([join(index) for index in range(len(nodes)) if leaves[index]])
@@ -291,11 +320,11 @@ def _decide(nodes, graph, pruned):
     for index, node in enumerate(nodes):
         for number in node.inputs if works(index) and inside(index) else ():
             if len(inner[number]) != len(readers[number]):
-                other = next((nodes[reader] for reader in readers[number] if reader not in inner[number]), node)
-                broken[leaders[index]] = f"what it reads also goes to {_call(other)}, which {other.layout.rule or 'is in no sparse part'}"
+                other = _telling([nodes[reader] for reader in readers[number] if reader not in inner[number]]) or node
+                broken[leaders[index]] = f"what it reads also goes to {other.label}, which {other.layout.rule or 'is in no sparse part'}"
     weights, zeros = [0] * len(nodes), [0] * len(nodes)
     for index, node in enumerate(nodes):
-        if (node.pointwise or node.name == "FULLY_CONNECTED") and node.kernel is not None:
+        if node.pointwise:
             weights[leaders[index]] += node.kernel.zeros.size
             zeros[leaders[index]] += node.kernel.zero_count
 
@@ -308,15 +337,20 @@ def _decide(nodes, graph, pruned):
     for index, node in enumerate(nodes):
         reads = any(number in first for number in node.inputs)
         writes = bool(node.operator.outputs) and node.operator.outputs[0] in first
-        node.fails = reads and not writes and not leaves[index] and not node.layout.flat
+        node.fails = reads and not writes and node.name != "SHAPE" and not (leaves[index] and (not node.layout.keeps or _flattened(node, nodes, readers)))
         node.sparse = reads and writes and node.pointwise
         node.why = "" if node.sparse else _why(node, index, nodes, leaders, broken, found, inside(index), pays(index), weights, zeros, readers)
 
 
+def _flattened(node, nodes, readers):
+    """Whether all that comes after a node is `Flatten`, which asks for no more than the size of the batch."""
+    behind = [nodes[reader] for reader in readers.get(node.operator.outputs[0], [])]
+    sizes = [nodes[reader].name for each in behind if each.name == "SHAPE" for reader in readers.get(each.operator.outputs[0], [])]
+    return {each.name for each in behind} <= {"RESHAPE", "SHAPE"} and set(sizes) <= {"STRIDED_SLICE"}
+
+
 def _why(node, index, nodes, leaders, broken, found, inside, pays, weights, zeros, readers):
     leader = leaders[index]
-    if node.name == "FULLY_CONNECTED" and node.layout.stays:
-        return "is a Dense layer, which has no sparse kernel"
     if node.layout.enters:
         return "is the stem, which runs dense"
     if node.layout.rule:
@@ -324,19 +358,20 @@ def _why(node, index, nodes, leaders, broken, found, inside, pays, weights, zero
     if node.name == "DEPTHWISE_CONV_2D":
         return "is depthwise, which runs dense"
     if node.fails:
-        return "reads channels first and must write channels last: THE RUNTIME FAILS"
+        return "gets data channels first, and what comes after it takes them as channels last: WRONG OR NO PREDICTIONS"
     if broken[leader] or broken[index]:
         return broken[index] or broken[leader]
     behind = [nodes[reader] for reader in readers.get(node.operator.outputs[0] if node.operator.outputs else -1, [])]
-    end = next((each for each in behind if not (each.layout.stays or each.layout.leaves)), None)
-    if end is not None:
-        return f"what comes after it, {_call(end)}, {end.layout.rule}"
-    if not found:
+    end = _telling([each for each in behind if not (each.layout.stays or each.layout.leaves)])
+    if end is not None and end.name != "OUTPUT":
+        return f"what comes after it, {end.label}, {end.layout.rule}"
+    if end is not None or not found:
         return "no average over height and width (GlobalAveragePooling2D) comes after it"
     if not pays:
         return f"{zeros[leader] / max(weights[leader], 1):.1%} of the weights of its part are zero, and more than two thirds must be"
     return "no average over height and width (GlobalAveragePooling2D) comes after it"
 
 
-def _call(node):
-    return {"OUTPUT": "the caller"}.get(node.name, node.name)
+def _telling(nodes):
+    """The first of the nodes that says most: one that only asks for the size of the batch says least."""
+    return min(nodes, key=lambda node: node.name == "SHAPE", default=None)

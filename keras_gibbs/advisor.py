@@ -213,7 +213,7 @@ def _layers(model, nodes):
         if len(weight.shape) >= 2 and "/" in weight.path:
             value = keras.ops.convert_to_numpy(weight)
             for order in (np.moveaxis(value, -1, 0), np.moveaxis(value, -2, 0), value.reshape(*value.shape[:-2], -1).T if value.ndim > 2 else value):
-                kernels.setdefault(value.size, []).append((weight.path.rsplit("/", 1)[0], _scaled(order)))
+                kernels.setdefault(value.size, []).append((weight.path.removeprefix(f"{model.name}/").rsplit("/", 1)[0], _scaled(order)))
     names = {}
     for node in nodes:
         names[node.operator] = node.name

@@ -80,8 +80,8 @@ def exportable(model) -> keras.Model:
     return strip_pruning(model) if pruned_layers(model) else model
 
 
-def convert(model: keras.Model, folder: Path, encodings: list[str], samples: list[np.ndarray] | None = None) -> list[str]:
-    """Write `<encoding>.tflite` into `folder` for every encoding.
+def convert(model: keras.Model, folder: Path, encodings: list[str], samples: list[np.ndarray] | None = None) -> tuple[list[str], dict[str, str]]:
+    """Write `<encoding>.tflite` into `folder` for every encoding that the converter can make.
 
     Args:
         model: A model without wrappers.
@@ -90,10 +90,10 @@ def convert(model: keras.Model, folder: Path, encodings: list[str], samples: lis
         samples: One array an input, for the calibrated ones.
 
     Returns:
-        The names of the inputs in the model's order.
+        The names of the inputs in the model's order, and encoding -> why there is no such file.
 
     Raises:
-        RuntimeError: The converter failed; with its message, and the layer it named.
+        RuntimeError: The converter failed on the first encoding; with its message, and the layer it named.
     """
     if keras.backend.backend() == "tensorflow":
         return _convert_here(model, folder, encodings, samples)
@@ -115,7 +115,7 @@ def convert(model: keras.Model, folder: Path, encodings: list[str], samples: lis
             f"The subprocess with TensorFlow that converts the saved model failed. Received: model={model.name!r}. If a layer of your own "
             f"was not found there, define it in a module that can be imported. The end of its messages:\n{done.stderr[-2000:]}"
         )
-    return answer["names"]
+    return answer["names"], answer["problems"]
 
 
 def _convert_saved(folder, *encodings):
@@ -126,7 +126,8 @@ def _convert_saved(folder, *encodings):
             samples = [stored[name] for name in stored.files]
     model = keras.saving.load_model(folder / "model.keras", compile=False, safe_mode=False)  # the caller's own model, just saved
     try:
-        answer = {"names": _convert_here(model, folder, encodings, samples)}
+        names, problems = _convert_here(model, folder, encodings, samples)
+        answer = {"names": names, "problems": problems}
     except RuntimeError as error:
         answer = {"problem": str(error)}
     (folder / "answer.json").write_text(json.dumps(answer))
@@ -135,7 +136,7 @@ def _convert_saved(folder, *encodings):
 def _convert_here(model, folder, encodings, samples):
     import tensorflow as tf
 
-    names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
+    names, problems = [tensor.name for tensor in getattr(model, "inputs", None) or []], {}
     with quiet():
         for name in encodings:
             encoding = ENCODINGS[name]
@@ -151,8 +152,10 @@ def _convert_here(model, folder, encodings, samples):
                 except Exception as error:
                     problem = error
             else:
-                raise RuntimeError(_explain(model, name, problem)) from problem
-    return names
+                problems[name] = _explain(model, name, problem)
+                if name == encodings[0]:
+                    raise RuntimeError(problems[name]) from problem
+    return names, problems
 
 
 def _operator_sets(known, encoding):

@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 
 import keras
-import numpy as np
 
 from keras_gibbs import samples, tflite_file
 from keras_gibbs.advisor import advise, advise_file, has_open_sizes
@@ -19,7 +18,7 @@ from keras_gibbs.converter import ENCODINGS, convert, exportable
 from keras_gibbs.files import folder_beside, quiet
 from keras_gibbs.litert import MISSING, run
 from keras_gibbs.reports import ExportReport
-from keras_gibbs.zeros import zeros_kept
+from keras_gibbs.zeros import kernels_with_zeros, zeros_kept
 
 _PREFERENCES = ("raw", "gzip", "arm64")
 
@@ -128,8 +127,9 @@ def export_tflite(
     rows, notes, graphs = [], [], {}
     with folder_beside(path) as work:
         encodings = _that_apply(model, calibration) if encoding == "auto" else [encoding]
-        names = convert(model, work, encodings, calibration)
-        for each in encodings:
+        names, failed = convert(model, work, encodings, calibration)
+        notes += [f"Not built: {each}. {why}" for each, why in failed.items()]
+        for each in (each for each in encodings if each not in failed):
             content = (work / f"{each}.tflite").read_bytes()
             graphs[each] = tflite_file.read(content)
             row, problems = _examine(model, each, content, graphs[each], names, comparison)
@@ -178,7 +178,7 @@ def _examine(model, encoding, content, graphs, names, comparison):
 
 
 def _that_apply(model, calibration):
-    zeros = any(len(weight.shape) >= 2 and not np.all(keras.ops.convert_to_numpy(weight)) for weight in model.weights)
+    zeros = bool(kernels_with_zeros(model))
     return [name for name, form in ENCODINGS.items() if (zeros or not form.sparse) and (calibration is not None or not form.calibrated)]
 
 

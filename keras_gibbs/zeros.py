@@ -50,14 +50,18 @@ def zeros_kept(model: keras.Model, tensors: list[Tensor]) -> list[dict]:
     return rows
 
 
+def kernels_with_zeros(model: keras.Model) -> list[tuple[str, np.ndarray]]:
+    """Path and value of every kernel that holds zeros."""
+    weights = [weight for weight in model.weights if len(weight.shape) >= 2 and weight.name != "bias"]  # a GRU has biases of rank 2
+    values = [(weight.path, keras.ops.convert_to_numpy(weight)) for weight in weights]
+    return [(path, kernel) for path, kernel in values if not np.all(kernel)]
+
+
 def _by_size(model):
     """Size -> (path, kernel), most zeros first. Kernels of equal content count once: the file may store them once."""
     kernels = {}
-    for weight in model.weights:
-        if len(weight.shape) >= 2 and weight.name != "bias":  # a GRU has biases of rank 2
-            kernel = keras.ops.convert_to_numpy(weight)
-            if not np.all(kernel):
-                kernels.setdefault(kernel.size, {}).setdefault(kernel.tobytes(), (weight.path, kernel))
+    for path, kernel in kernels_with_zeros(model):
+        kernels.setdefault(kernel.size, {}).setdefault(kernel.tobytes(), (path, kernel))
     return {size: sorted(group.values(), key=lambda item: np.count_nonzero(item[1])) for size, group in kernels.items()}
 
 

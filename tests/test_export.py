@@ -54,6 +54,7 @@ def untouched(folder):
     return {file.name: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
 def test_auto_writes_the_smallest_file_with_every_zero_and_says_why(convnet, tmp_path):
     path = tmp_path / "new" / "model.tflite"
     report = export_tflite(convnet, path)
@@ -226,7 +227,7 @@ def test_prefer_decides_by_what_it_names():
 
     assert chosen("raw") == "sparse" and chosen("gzip") == "dynamic_int8"
     assert chosen("arm64") == "sparse"
-    assert chosen("arm64", dataclasses.replace(ADVICE, speed=1.5)) == "int8"
+    assert chosen("arm64", dataclasses.replace(ADVICE, speed=1.4)) == "int8"
     assert chosen("arm64", dataclasses.replace(ADVICE, share=0.0, speed=1.0)) == "int8"
     rows.pop()
     assert chosen("arm64", dataclasses.replace(ADVICE, share=0.0, speed=1.0)) == "dynamic_int8"
@@ -292,6 +293,7 @@ def test_zeros_that_moved_are_counted_and_not_called_checked_by_position():
     assert row["checked"] == "count" and row["kept"] == row["zeros"] == row["file_zeros"]
 
 
+@pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
 def test_without_litert_the_report_says_what_was_not_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(litert, "interpreters", lambda: None)
     model = keras.Sequential([keras.Input((40,)), layers.Dense(60)])
@@ -370,6 +372,24 @@ class IncompleteBeta(layers.Layer):
 
     def compute_output_shape(self, shape):
         return shape
+
+
+@keras.saving.register_keras_serializable("tests")
+class CumulativeProduct(layers.Layer):
+    def call(self, x):
+        import tensorflow as tf
+
+        return tf.math.cumprod(x, axis=1)
+
+
+@pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
+def test_auto_goes_on_without_an_encoding_that_cannot_be_built(tmp_path):
+    model = keras.Sequential([keras.Input((6,)), CumulativeProduct(), layers.Dense(3)])
+    x = np.random.default_rng(0).standard_normal((4, 6)).astype("float32")
+    report = export_tflite(model, tmp_path / "model.tflite", representative_data=x)
+    assert [row["encoding"] for row in report.rows] == ["dense", "float16", "dynamic_int8"]
+    assert report.chosen["encoding"] == "dense" and report.chosen["runs"] is None  # only the Flex delegate runs it
+    assert any(note.startswith("Not built: int8. The converter failed") for note in report.notes)
 
 
 @pytest.mark.skipif(JAX, reason="the layer is TensorFlow's")

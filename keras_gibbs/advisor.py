@@ -10,8 +10,8 @@ import numpy as np
 
 from keras_gibbs import tflite_file, xnnpack
 from keras_gibbs.converter import convert, exportable
+from keras_gibbs.layouts import Change
 from keras_gibbs.tables import render
-from keras_gibbs.xnnpack import Change
 
 # A non-zero weight costs a sparse kernel this many times what a weight costs a dense one: a MobileNet-like network whose 1x1 convolutions are 90 % zero ran
 # 3.3 x faster on an emulated ARM64 CPU.

@@ -1,0 +1,82 @@
+"""Which of the files that were built to write."""
+
+from keras_gibbs.advisor import Advice
+from keras_gibbs.converter import ENCODINGS
+
+LARGEST_DIFFERENCE = 0.05  # of the largest absolute value of the output
+ACCURACY_LOSS = 0.01
+
+# Speed on an ARM64 CPU as a multiple of float32's: the lower ends of what TensorFlow's guide "Post-training quantization" states for weights in int8, and for
+# activations as well. float16 weights are unpacked at load.
+_SPEEDS = {"float32": 1.0, "float16": 1.0, "int8": 2.0}
+_CALIBRATED_SPEED = 3.0
+FAST_ENOUGH = 1.5  # a sparse float32 form that is estimated this fast is taken before int8, because it changes no prediction
+
+
+def choose(rows: list[dict], encoding: str, prefer: str, accuracy: float | None, advice: Advice) -> tuple[dict, str, list[str]]:
+    """Pick the row to write.
+
+    Args:
+        rows: Of `ExportReport`.
+        encoding: As asked for.
+        prefer: `"raw"`, `"gzip"` or `"arm64"`.
+        accuracy: Of the Keras model, or None.
+        advice: About the sparse form.
+
+    Returns:
+        The row, why it was picked, and why others were not allowed.
+
+    Raises:
+        RuntimeError: `"auto"` may pick none.
+    """
+    if encoding != "auto":
+        return rows[0], f"Written: {encoding}, as asked for.", []
+    obstacles = {row["encoding"]: _obstacle(row, accuracy, advice) for row in rows}
+    allowed = [row for row in rows if not obstacles[row["encoding"]]]
+    notes = [f"Not chosen: {name}, because {why}." for name, why in obstacles.items() if why]
+    if not allowed:
+        raise RuntimeError(f"'auto' found no encoding to write. {' '.join(notes)} Nothing was written. Ask for one by name, such as encoding='dense'.")
+    if prefer == "arm64":
+        return *_fastest(allowed, advice), notes
+    size = f"{prefer}_bytes"
+    best = min(allowed, key=lambda row: row[size])
+    others = ", ".join(f"{row[size]:,} ({row['encoding']})" for row in allowed if row is not best)
+    against = f" against {others}" if others else ""
+    return best, f"Written: {best['encoding']}, the smallest by {prefer} size: {best[size]:,} bytes{against}.", notes
+
+
+def _fastest(rows, advice):
+    estimates = {row["encoding"]: speed(row["encoding"], advice) for row in rows}
+    figures = ", ".join(f"{name} {factor:.1f} x" for name, factor in estimates.items())
+    sparse = next((row for row in rows if row["encoding"] == "sparse" and estimates["sparse"] >= FAST_ENOUGH), None)
+    if sparse:
+        return sparse, (
+            f"Written: sparse, because {advice.share:.0%} of its multiply-adds run sparse on an ARM64 CPU, and int8 would change predictions "
+            f"(estimated speed: {figures})."
+        )
+    best = max(rows, key=lambda row: (estimates[row["encoding"]], -row["raw_bytes"]))
+    return best, f"Written: {best['encoding']}, the fastest on an ARM64 CPU by estimate ({figures}); {advice.share:.0%} would run sparse."
+
+
+def speed(encoding: str, advice: Advice) -> float:
+    """Estimated speed on an ARM64 CPU, as a multiple of the dense float32 file's."""
+    form = ENCODINGS[encoding]
+    if form.sparse and form.dtype != "int8":  # float16 weights take the same path
+        return advice.speed if advice.share else 0.8  # measured: 0.82 where the sparse path was not taken
+    return _CALIBRATED_SPEED if form.calibrated else _SPEEDS[form.dtype]
+
+
+def _obstacle(row, accuracy, advice):
+    """Why `"auto"` must not choose a file, or ""."""
+    form = ENCODINGS[row["encoding"]]
+    if form.sparse and advice.fails:
+        return advice.fails
+    if row["runs"] is False:
+        return row["problem"]
+    if row["runs"] is None:
+        return "" if form.dtype == "float32" else "its predictions were not checked"
+    if row["relative_difference"] > LARGEST_DIFFERENCE:
+        return f"its outputs differ by {row['relative_difference']:.1%} of the largest one, more than {LARGEST_DIFFERENCE:.0%}"
+    if row["accuracy"] is not None and accuracy - row["accuracy"] > ACCURACY_LOSS:
+        return f"it loses {accuracy - row['accuracy']:.2%} accuracy, more than {ACCURACY_LOSS:.0%}"
+    return ""

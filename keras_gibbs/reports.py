@@ -1,0 +1,51 @@
+"""What was written, and what was found out about it."""
+
+import dataclasses
+from pathlib import Path
+
+from keras_gibbs.advisor import Advice
+from keras_gibbs.tables import render
+
+
+@dataclasses.dataclass
+class ExportReport:
+    """What `export_tflite` wrote and what it found out about it; `print(report)` shows a table.
+
+    Attributes:
+        path: The file that was written.
+        rows: One dict per encoding that was built: `encoding`, `raw_bytes`, `gzip_bytes`, `zeros` (zero weights of the Keras model found
+            again in the file), `tensors` (the same by kernel: one dict each with `kernel`, `weights`, `zeros`, `kept`, `file_zeros` and
+            `checked`, by `"position"`, by `"count"`, or None), `densify` (DENSIFY operators: sparse weights the runtime may have to unpack),
+            `runs` (in LiteRT on XNNPACK; None if not tried), `problem` (what LiteRT said, or ""), `max_difference` (largest absolute
+            difference from the Keras model's outputs; None if nothing ran the file), `relative_difference` (the same, by the largest
+            absolute value of that output), `accuracy` (None without labels) and `chosen` (True for the one written).
+        reason: Why that one, in a sentence.
+        notes: What was compared with what, and what was not checked.
+        advice: What an ARM64 or WASM CPU makes of the sparse form, as from `advise`. For an encoding in int8, of that.
+        accuracy: Accuracy of the Keras model itself on `data`, or None.
+    """
+
+    path: Path
+    rows: list[dict]
+    reason: str
+    notes: list[str]
+    advice: Advice
+    accuracy: float | None = None
+
+    @property
+    def chosen(self) -> dict:
+        """The row of the file that was written."""
+        return next(row for row in self.rows if row["chosen"])
+
+    def __str__(self) -> str:
+        headings = ("raw bytes", "gzip bytes", "zeros kept", "DENSIFY", "runs", "max difference", "accuracy")
+        cells = []
+        for row in self.rows:
+            name = row["encoding"] + (" (written)" if row["chosen"] else "")
+            counts = [f"{row[key]:,}" for key in ("raw_bytes", "gzip_bytes", "zeros", "densify")]
+            runs = {True: "yes", False: "NO", None: "not tried"}[row["runs"]]
+            difference = "not run" if row["max_difference"] is None else f"{row['max_difference']:.1e}"
+            accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
+            cells.append([name, *counts, runs, difference, accuracy])
+        columns = [("encoding", "left"), *((heading, "right") for heading in headings)]
+        return render(str(self.path), columns, cells, [self.reason, *self.notes, *self.advice.sentences()])

@@ -43,7 +43,7 @@ class MaskedWeight:
         seed = split(wrapper.seed, index)
         self.key = add("key", [seed & 0xFFFFFFFF, seed >> 32], "uint32")
         specs = self.method.state(self.masks.arranged_shape)
-        self.state = {name: add(name, spec.value, spec.dtype, trainable=spec.trainable) for name, spec in specs.items()}
+        self.state = {name: add(f"state_{name}", spec.value, spec.dtype, trainable=spec.trainable) for name, spec in specs.items()}
         self.learned = [self.state[name] for name, spec in specs.items() if spec.trainable]
         if self.method.replaces_kernel(self.owner):
             weight.assign(self.method.prepare(value))

@@ -121,14 +121,22 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
             training = tf_keras.backend.learning_phase()
         weights = smart_cond(training, self._train, self._infer)
         if tf.is_tensor(training) or training:
-            for masked in self.masked:
-                if (penalty := self.method.penalty(masked.values())) is not None:
-                    self.add_loss(penalty * tf.cast(training, penalty.dtype))
+            self._add_penalties(training)
         if "mask" not in inspect.signature(self.layer.call).parameters:
             kwargs.pop("mask", None)
         with substituted(self.masked, weights):
             return self.layer(inputs, **kwargs)  # which hears of `training` from Keras
 
+    # AutoGraph is for the code of users.
+
+    @tf.autograph.experimental.do_not_convert
+    def _add_penalties(self, training):
+        penalties = [self.method.penalty(masked.values()) for masked in self.masked]
+        for penalty in penalties:
+            if penalty is not None:
+                self.add_loss(penalty * tf.cast(training, penalty.dtype))
+
+    @tf.autograph.experimental.do_not_convert
     def _train(self):
         tf.debugging.assert_non_negative(self.pruning_step, NO_CALLBACK)
         if not tf.distribute.has_strategy():  # a replica cannot write a mirrored weight; with a strategy the callback does it
@@ -136,6 +144,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         self.pruning_step.assign_add(1)
         return [masked.sample() for masked in self.masked]
 
+    @tf.autograph.experimental.do_not_convert
     def _infer(self):
         as_it_is = tf.logical_or(self.folded, self.pruning_step < 0)
         return [tf.cond(as_it_is, lambda m=masked: tf.convert_to_tensor(m.weight), masked.infer) for masked in self.masked]

@@ -38,8 +38,7 @@ class GibbsPruningCallback(Annealing, tf_keras.callbacks.Callback):
         self._check_order()
         super().on_train_begin(logs)
         for layer in self._layers:
-            if layer.built and layer.pruning_step < 0:
-                layer.pruning_step.assign(0)
+            layer.start()
 
     def _check_order(self):
         # Keras tells a callback nothing about its neighbours; the list that calls it is the caller, or near it.

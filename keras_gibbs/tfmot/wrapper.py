@@ -53,6 +53,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
     """
 
     method = None
+    first_step = -1  # until a callback says that it is there
 
     def __init__(
         self,
@@ -91,13 +92,15 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
             super().build(input_shape)
             return
         tf_keras.layers.Wrapper.build(self, input_shape)
+        if self.prunable:
+            build_attention(self.layer)
         self.prunable_weights = self.layer.get_prunable_weights() if self.prunable else []
         self.masked = [MaskedWeight(self, weight, index) for index, weight in enumerate(self.prunable_weights)]
         self._progress = self.add_state("progress", NEVER)
         self.folded = self.add_state("folded", False, "bool")
         # What TF-MOT's callbacks use.
         self.pruning_vars = [(masked.weight, masked.mask, masked.threshold) for masked in self.masked]
-        self.pruning_step = self.add_state("pruning_step", -1, "int64")  # counts training calls, and with them the draws of masks
+        self.pruning_step = self.add_state("pruning_step", self.first_step, "int64")  # counts training calls, and with them the draws of masks
         self.pruning_obj = types.SimpleNamespace(weight_mask_op=self._fold_for_tfmot)
 
     def add_state(self, name, value, dtype="float32", trainable=False):
@@ -177,6 +180,13 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
 
     # What the callback uses.
 
+    def start(self):
+        """Let training begin, now or when the layer is built."""
+        if not self.built:
+            self.first_step = 0
+        elif self.pruning_step < 0:
+            self.pruning_step.assign(0)
+
     @property
     def progress(self) -> float:
         """How far the schedules have come, in [0, 1]; negative where no callback has moved them yet."""
@@ -239,6 +249,15 @@ def substituted(masked, values):
     finally:
         for part in masked:
             vars(part.owner)[part.attribute] = part.weight
+
+
+def build_attention(layer):
+    """Make the weights of a MultiHeadAttention that comes from a file, which Keras does in its first call only."""
+    if isinstance(layer, tf_keras.layers.MultiHeadAttention) and not layer.weights:
+        config = layer.get_config()
+        shapes = [config[f"{name}_shape"] for name in ("query", "value", "key")]
+        if None not in shapes:
+            layer(*(tf.zeros([size or 1 for size in shape]) for shape in shapes))
 
 
 def is_supported(layer) -> bool:

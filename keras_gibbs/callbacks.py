@@ -47,7 +47,7 @@ class Annealing:
         for method in {layer.method for layer in layers}:
             method.check_training(self.model.optimizer, [layer for layer in layers if layer.method == method])
         self._sparsity_moves = any("sparsity" in layer.method.moving() for layer in layers)
-        params = self.params or {}
+        params = getattr(self, "params", None) or {}  # Keras 2 has none before `fit`
         self._horizon = self.epochs or params.get("epochs")
         if self._horizon is None:
             raise ValueError("In a training loop of your own nothing says how long it is. Received: epochs=None. Pass `GibbsPruningCallback(epochs=...)`.")

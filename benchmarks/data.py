@@ -11,14 +11,14 @@ from pathlib import Path
 import keras
 import numpy as np
 
-DATASETS = ("cifar10", "fashion_mnist")
+DATASETS = ("cifar10", "cifar100", "fashion_mnist")
 
 
 def load(name, split="train", folder=None):
     """Images and labels of one split.
 
     Args:
-        name: `"cifar10"` or `"fashion_mnist"`.
+        name: One of `DATASETS`.
         split: `"train"`, `"test"`, or a slice of one as tfds writes it, such as `"train[:1000]"` (from tfds only).
         folder: Where `write_parts` wrote; by default the data comes from tensorflow-datasets.
 
@@ -122,7 +122,7 @@ class Batches(keras.utils.PyDataset):
     """Shuffled and augmented training batches, for `fit` on any backend.
 
     Pass `batches.follow()` to the callbacks of `fit`: it tells the batches which epoch they are in, also after `BackupAndRestore`. The last
-    images that do not fill a batch are left out (another few in every epoch), as in the authors' run.
+    images that do not fill a batch are left out (another few in every pass), as in the authors' run.
 
     Args:
         images: uint8 array (n, height, width, channels).
@@ -131,29 +131,34 @@ class Batches(keras.utils.PyDataset):
         batch_size: Images in a batch.
         seed: Seed of order and augmentation.
         augmented: False to only shuffle.
+        steps: Batches in an epoch, where that is not a pass over the images; every image is still seen once in a pass.
         **kwargs: `workers` and the like, for `PyDataset`.
     """
 
-    def __init__(self, images, labels, scaling, batch_size=128, seed=0, augmented=True, **kwargs):
+    def __init__(self, images, labels, scaling, batch_size=128, seed=0, augmented=True, steps=None, **kwargs):
         super().__init__(**kwargs)
         self.images, self.labels, self.scaling = images, labels, scaling
         self.batch_size, self.seed, self.augmented = min(batch_size, len(images)), seed, augmented
+        self.whole = len(images) // self.batch_size
+        self.steps = steps or self.whole
         self.go_to(0)
 
     def go_to(self, epoch):
         """Make the batches those of `epoch`."""
         self.epoch = epoch
-        self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.images))
+        passes = {number // self.whole for number in (epoch * self.steps, (epoch + 1) * self.steps - 1)}
+        self.orders = {number: np.random.default_rng([self.seed, number]).permutation(len(self.images)) for number in range(min(passes), max(passes) + 1)}
 
     def follow(self):
         """A callback that keeps the batches at the epoch of `fit`."""
         return keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: self.go_to(epoch))
 
     def __len__(self):
-        return len(self.images) // self.batch_size
+        return self.steps
 
     def __getitem__(self, index):
-        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        number, place = divmod(self.epoch * self.steps + index, self.whole)
+        chosen = self.orders[number][place * self.batch_size : (place + 1) * self.batch_size]
         images = self.images[chosen]
         if self.augmented:
             images = augment(images, np.random.default_rng([self.seed, self.epoch, index]))

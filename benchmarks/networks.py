@@ -34,6 +34,11 @@ def resnet(depth, input_shape=(32, 32, 3), classes=10, widths=(16, 32, 64), l2=1
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"`depth` of a ResNet for small images must be 6n + 2. Received: depth={depth!r}. Take 8, 20, 32, 44 or 56.")
+    return _residual((depth - 2) // 6, widths, input_shape, classes, l2, api, f"resnet{depth}")
+
+
+def _residual(blocks, widths, input_shape, classes, l2, api, name):
+    """Stages of `blocks` basic blocks each, of 3x3 convolutions with BatchNorm, one width a stage."""
     layers = api.layers
 
     def convolution(x, name, filters, size=3, strides=1):
@@ -48,17 +53,17 @@ def resnet(depth, input_shape=(32, 32, 3), classes=10, widths=(16, 32, 64), l2=1
     inputs = api.Input(input_shape)
     x = layers.ReLU(name="stem_relu")(normalized(inputs, "stem", widths[0]))
     for stage, width in enumerate(widths, 1):
-        for block in range(1, (depth - 2) // 6 + 1):
-            name = f"stage{stage}_block{block}"
+        for block in range(1, blocks + 1):
+            at = f"stage{stage}_block{block}"
             strides = 2 if stage > 1 and block == 1 else 1
-            y = layers.ReLU(name=f"{name}_relu1")(normalized(x, f"{name}_conv1", width, strides=strides))
-            y = normalized(y, f"{name}_conv2", width)
+            y = layers.ReLU(name=f"{at}_relu1")(normalized(x, f"{at}_conv1", width, strides=strides))
+            y = normalized(y, f"{at}_conv2", width)
             if strides > 1:
-                x = convolution(x, f"{name}_shortcut", width, size=1, strides=strides)
-            x = layers.ReLU(name=f"{name}_relu2")(layers.Add(name=f"{name}_add")([x, y]))
+                x = convolution(x, f"{at}_shortcut", width, size=1, strides=strides)
+            x = layers.ReLU(name=f"{at}_relu2")(layers.Add(name=f"{at}_add")([x, y]))
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     outputs = layers.Dense(classes, kernel_initializer="he_normal", name="classifier")(x)
-    return api.Model(inputs, outputs, name=f"resnet{depth}")
+    return api.Model(inputs, outputs, name=name)
 
 
 def mlp(input_shape=784, hidden=(2048, 2048), classes=10, api=keras):
@@ -109,3 +114,81 @@ def convolutions(depth, input_shape=(32, 32, 3), classes=10, api=keras):
     for index in (1, 2):
         x = layers.Dense(256, activation="relu", kernel_initializer="he_normal", name=f"hidden{index}")(x)
     return api.Model(inputs, layers.Dense(classes, kernel_initializer="he_normal", name="classifier")(x), name=f"conv{depth}")
+
+
+def resnet18(input_shape=(32, 32, 3), classes=10, width=64, l2=0.0, api=keras):
+    """ResNet-18 for small images: a stem of 3x3 without pooling, four stages of two basic blocks, global average pooling, logits.
+
+    As the authors of EDropout have it (sparsifai/epruning, realresnet.py:175, 240), with bare projections as in `resnet`.
+
+    Args:
+        input_shape: Height, width, channels.
+        classes: Number of logits.
+        width: Channels of the first stage; each later one has twice as many. 64 is ResNet-18.
+        l2: Factor of the L2 penalty on every convolution kernel.
+        api: The Keras to build with.
+
+    Returns:
+        A functional model, its layers named as those of `resnet`.
+    """
+    return _residual(2, [width * 2**stage for stage in range(4)], input_shape, classes, l2, api, f"resnet18_{width}")
+
+
+def alexnet(input_shape=(32, 32, 3), classes=10, width=64, dropout=0.5, api=keras):
+    """AlexNet in the form used for small images: five convolutions with three poolings, two Dense layers with Dropout, logits; no BatchNorm.
+
+    Args:
+        input_shape: Height, width, channels.
+        classes: Number of logits.
+        width: Channels of the first convolution, 64 in AlexNet; the others follow in its proportions (3, 6, 4, 4 times, and Dense layers of 64 times as many).
+        dropout: Rate before the two Dense layers.
+        api: The Keras to build with.
+
+    Returns:
+        A functional model; its layers are `stem`, `conv2` ... `conv5`, `hidden1`, `hidden2`, `classifier`.
+    """
+    layers = api.layers
+    settings = {"padding": "same", "activation": "relu", "kernel_initializer": "he_normal"}
+    x = inputs = api.Input(input_shape)
+    for index, (share, strides, pooled) in enumerate(((1, 2, True), (3, 1, True), (6, 1, False), (4, 1, False), (4, 1, True)), 1):
+        x = layers.Conv2D(share * width, 3, strides=strides, name="stem" if index == 1 else f"conv{index}", **settings)(x)
+        if pooled:
+            x = layers.MaxPooling2D(name=f"pool{index}")(x)
+    x = layers.Flatten(name="flatten")(x)
+    for index in (1, 2):
+        x = layers.Dropout(dropout, name=f"dropout{index}")(x)
+        x = layers.Dense(64 * width, activation="relu", kernel_initializer="he_normal", name=f"hidden{index}")(x)
+    return api.Model(inputs, layers.Dense(classes, name="classifier")(x), name=f"alexnet_{width}")
+
+
+def squeezenet(input_shape=(32, 32, 3), classes=10, width=64, dropout=0.5, api=keras):
+    """SqueezeNet 1.1 in the form used for small images: a 3x3 stem, eight fire modules, a 1x1 convolution, global average pooling; no BatchNorm.
+
+    A fire module squeezes by 1x1 convolutions to a quarter of what it then expands to, half by 1x1 and half by 3x3.
+
+    Args:
+        input_shape: Height, width, channels.
+        classes: Number of logits.
+        width: Channels of the stem, 64 in SqueezeNet; the fire modules follow in its proportions.
+        dropout: Rate before the last convolution.
+        api: The Keras to build with.
+
+    Returns:
+        A functional model; its layers are `stem`, `fire1_squeeze`, `fire1_expand1`, `fire1_expand3` ..., `classifier`.
+    """
+    layers = api.layers
+
+    def convolution(x, name, filters, size, activation="relu"):
+        return layers.Conv2D(filters, size, padding="same", activation=activation, kernel_initializer="he_normal", name=name)(x)
+
+    inputs = api.Input(input_shape)
+    x = layers.MaxPooling2D(name="pool1")(convolution(inputs, "stem", width, 3))
+    for index, share in enumerate((1, 1, 2, 2, 3, 3, 4, 4), 1):
+        x = convolution(x, f"fire{index}_squeeze", share * width // 4, 1)
+        expanded = [convolution(x, f"fire{index}_expand{size}", share * width, size) for size in (1, 3)]
+        x = layers.Concatenate(name=f"fire{index}_join")(expanded)
+        if index in (2, 4):
+            x = layers.MaxPooling2D(name=f"pool{index // 2 + 1}")(x)
+    x = layers.Dropout(dropout, name="dropout")(x)
+    x = convolution(x, "classifier", classes, 1, activation=None)
+    return api.Model(inputs, layers.GlobalAveragePooling2D(name="pool")(x), name=f"squeezenet_{width}")

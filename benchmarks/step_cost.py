@@ -167,6 +167,7 @@ def methods():
         "Gibbs Kernel()": (kg.Gibbs(SPARSITY, structure=kg.Kernel()), 1.20),
         "Gibbs Filter()": (kg.Gibbs(SPARSITY, structure=kg.Filter()), 1.20),
         "Magnitude": (kg.Magnitude(SPARSITY), None),
+        "GumbelSoftmax": (kg.GumbelSoftmax(), 1.15),
     }
 
 
@@ -200,8 +201,31 @@ def case_mlp(rounds):
 
     import keras_gibbs as kg
 
-    variants = {"Gibbs": (kg.Gibbs(SPARSITY), 2.0), "Magnitude": (kg.Magnitude(SPARSITY), None)}
+    variants = {"Gibbs": (kg.Gibbs(SPARSITY), 2.0), "Magnitude": (kg.Magnitude(SPARSITY), None), "GumbelSoftmax": (kg.GumbelSoftmax(), 3.0)}
     return training("MLP step", networks.mlp, None, variants, 10, rounds)
+
+
+def case_search(rounds):
+    """A training step of ResNet-20 while EDropout searches with 8 states, and after."""
+    import keras
+    import networks
+
+    import keras_gibbs as kg
+
+    keras.utils.set_random_seed(SEED)
+    batches, _ = random_batches(networks.resnet(20).input_shape[1:])
+    timers = {name: stopwatch(train_step(networks.resnet(20), batches), 1) for name in ("dense", "dense again")}
+    variants = {
+        "EDropout, searching": (kg.EDropout(), 0.0, 4.5),
+        "EDropout, searching, energy_batch=32": (kg.EDropout(energy_batch=32), 0.0, 2.0),
+        "EDropout, searching, population_chunk=8": (kg.EDropout(population_chunk=8), 0.0, None),
+        "EDropout, energy_batch=32, population_chunk=8": (kg.EDropout(population_chunk=8, energy_batch=32), 0.0, None),
+        "EDropout, search ended": (kg.EDropout(), 1.0, 1.08),
+    }
+    for name, (method, progress, _) in variants.items():
+        model = kg.prune(networks.resnet(20), method, where=networks.prunable, seed=SEED)
+        timers[name] = at(model, progress, stopwatch(train_step(model, batches), 1))
+    return rows_against(interleave(timers, rounds), "dense", "ResNet-20 step", {name: bound for name, (*_, bound) in variants.items()})
 
 
 def case_callback(rounds):
@@ -403,6 +427,7 @@ def tfmot_child(rounds):
 CASES = {
     "resnet": (case_resnet, 12),
     "mlp": (case_mlp, 20),
+    "search": (case_search, 12),
     "evaluate": (case_evaluate, 20),
     "sampler": (case_sampler, 20),
     "tfmot": (case_tfmot, 8),

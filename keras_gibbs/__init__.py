@@ -11,8 +11,10 @@ from keras_gibbs.energies import KernelCoupling as KernelCoupling
 from keras_gibbs.export import ExportReport as ExportReport
 from keras_gibbs.export import export_saved_model as export_saved_model
 from keras_gibbs.export import export_tflite as export_tflite
+from keras_gibbs.ising import IsingEnergy as IsingEnergy
 from keras_gibbs.layers import Pruned as Pruned
 from keras_gibbs.methods import EdgePopup as EdgePopup
+from keras_gibbs.methods import EDropout as EDropout
 from keras_gibbs.methods import Fixed as Fixed
 from keras_gibbs.methods import Gibbs as Gibbs
 from keras_gibbs.methods import GumbelSoftmax as GumbelSoftmax
@@ -22,6 +24,9 @@ from keras_gibbs.model import prune as prune
 from keras_gibbs.model import pruned_layers as pruned_layers
 from keras_gibbs.model import sparsity as sparsity
 from keras_gibbs.model import strip_pruning as strip_pruning
+from keras_gibbs.objectives import CrossEntropyEnergy as CrossEntropyEnergy
+from keras_gibbs.objectives import KeepPenalty as KeepPenalty
+from keras_gibbs.objectives import MarginEnergy as MarginEnergy
 from keras_gibbs.schedules import Constant as Constant
 from keras_gibbs.schedules import Geometric as Geometric
 from keras_gibbs.schedules import Linear as Linear

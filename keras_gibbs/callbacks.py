@@ -5,6 +5,7 @@ import warnings
 import keras
 
 from keras_gibbs.model import distribute, pruned_layers, sparsity
+from keras_gibbs.search import SearchedModel
 
 FEW_UPDATES = 5  # a schedule moved fewer times than this between its begin and its end jumps rather than anneals
 MANY_EPOCHS = 20  # from so many epochs on, "auto" moves schedules once an epoch
@@ -171,6 +172,26 @@ class GibbsPruningCallback(Annealing, keras.callbacks.Callback):
                 " and call `fit` on the result."
             )
         return layers
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        if not isinstance(self.model, SearchedModel) and any(layer.method.searches_model for layer in self._layers):
+            raise ValueError(
+                "EDropout searches a whole model: `keras_gibbs.prune(model, keras_gibbs.EDropout())` returns one that does. Received: model "
+                f"{self.model.name!r} of class {type(self.model).__name__!r}, whose layers were wrapped one by one, or which was built anew from such layers."
+            )
+
+    def _begin(self):
+        if self.restart and isinstance(self.model, SearchedModel):
+            self.model.restart()
+        super()._begin()
+
+    def _figures(self):
+        figures = super()._figures()
+        if isinstance(self.model, SearchedModel):
+            self.model.check_energies()
+            figures |= self.model.figures()
+        return figures
 
     def sparsity(self):
         return sparsity(self.model)

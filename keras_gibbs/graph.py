@@ -71,12 +71,13 @@ def leaves(model: keras.Model) -> list[keras.layers.Layer]:
     return list(found.values())
 
 
-def clone(model: keras.Model, replace: Callable[[keras.layers.Layer], keras.layers.Layer | None]) -> keras.Model:
+def clone(model: keras.Model, replace: Callable[[keras.layers.Layer], keras.layers.Layer | None], sequential: bool = False) -> keras.Model:
     """A new, uncompiled model of the same architecture with the same weights, names and `trainable` flags.
 
     Args:
         model: A built Sequential or Functional model. Nested ones are entered, shared layers stay shared, operations between layers are kept.
         replace: Gives the built layer that takes the place of `layer`, or None for a plain copy.
+        sequential: True makes a Sequential of a functional model that is a chain of layers.
 
     Returns:
         A model of the same class; a subclass of `keras.Model` keeps its class where its constructor is the functional one, a subclass of Sequential becomes
@@ -100,17 +101,19 @@ def clone(model: keras.Model, replace: Callable[[keras.layers.Layer], keras.laye
         flags.append((copied, copied.trainable))
         return copied
 
-    def build(model):
-        if isinstance(model, keras.Sequential):
-            config = model.get_config()["layers"][0]["config"]  # of its InputLayer, which `layers` does not list
+    def build(part):
+        chain = sequential and part is model
+        if chain or isinstance(part, keras.Sequential):
+            # A Sequential does not list its InputLayer.
+            config, layers = (part.layers[0].get_config(), part.layers[1:]) if chain else (part.get_config()["layers"][0]["config"], part.layers)
             names = ("batch_shape", "dtype", "sparse", "optional", "name")
             inputs = keras.Input(**{name: config[name] for name in names if name in config})
-            built = keras.Sequential([inputs] + [visit(layer) for layer in model.layers], name=model.name)
+            built = keras.Sequential([inputs] + [visit(layer) for layer in layers], name=part.name)
         else:
-            inputs = {id(layer.output): layer for layer in model.layers if isinstance(layer, keras.layers.InputLayer)}
-            tensors = tree.map_structure(lambda x: _input_like(inputs.get(id(x)), x), model.input)
-            built = keras.models.clone_model(_uncompiled(model), input_tensors=tensors, clone_function=visit)
-        models.append((built, model.trainable))
+            inputs = {id(layer.output): layer for layer in part.layers if isinstance(layer, keras.layers.InputLayer)}
+            tensors = tree.map_structure(lambda x: _input_like(inputs.get(id(x)), x), part.input)
+            built = keras.models.clone_model(_uncompiled(part), input_tensors=tensors, clone_function=visit)
+        models.append((built, part.trainable))
         return built
 
     flags = []
@@ -140,6 +143,17 @@ def _uncompiled(model):
     arguments = inspect.getfullargspec(type(model).__init__).args[1:3]
     cls = type(model) if arguments == ["inputs", "outputs"] else keras.Model
     return cls(model.input, model.output, name=model.name)
+
+
+def output_layer(model):
+    """The layer, not itself a model, that gives the only output of a Sequential or Functional model; None where there are several."""
+    while has_graph(model):
+        if isinstance(model, keras.Sequential):
+            model = model.layers[-1]
+        else:
+            names = list(_names_of_outputs(model.get_config()["output_layers"]))
+            model = next((layer for layer in model.layers if layer.name == names[0]), None) if len(names) == 1 else None
+    return model
 
 
 def at_output(model: keras.Model) -> set[int]:

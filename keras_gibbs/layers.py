@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gibbs import ranking
+from keras_gibbs import graph, ranking
 from keras_gibbs.configuration import register
 from keras_gibbs.masks import Masks, compiled_masks
 from keras_gibbs.methods.base import PruningMethod
@@ -25,14 +25,20 @@ SUPPORTED = (
 NEVER = -1.0  # progress of a wrapper that no callback has moved
 
 
-def call_with(layer, variable, value, inputs, **kwargs):
-    """Call `layer` as if `variable` had `value`; nothing is written.
+def call_with(layer, values, inputs, **kwargs):
+    """Call `layer` as if its variables had other values; nothing is written.
+
+    Args:
+        layer: A built layer.
+        values: List of (variable, value).
+        inputs: The layer's inputs.
+        **kwargs: For its call.
 
     Returns:
         The outputs, and the scope that holds the losses the call added and the new values of the layer's other variables.
     """
     # Every variable is named: a nested scope does not fall through to the outer one.
-    mapping = [(own, value if own is variable else own.value) for own in layer.variables]
+    mapping = [(own, own.value) for own in layer.variables] + values  # of two values for one variable the last counts
     with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
         outputs = layer(inputs, **kwargs)
     return outputs, scope
@@ -79,6 +85,7 @@ class Pruned(keras.layers.Wrapper):
         self.seed = random.randrange(2**63) if seed is None else int(seed) % 2**64
         self.supports_masking = layer.supports_masking
         self._state = {}
+        self.masks_outputs = False  # True for as long as a search has several states share one forward pass
         if layer.built:
             self.build()
 
@@ -120,12 +127,13 @@ class Pruned(keras.layers.Wrapper):
 
     def _call(self, function, *args):
         """One of the pure functions of `Masks` on the layer's own kernel and state."""
-        return compiled_masks(self._masks, function)(self.layer.kernel.value, self._values(), *args)
+        return compiled_masks(self._masks, function)(self.layer.kernel.value, self.values(), *args)
 
     def _noise(self):
         return self._key.value, self._draws.value
 
-    def _values(self):
+    def values(self) -> dict[str, Tensor]:
+        """The method's state, as tensors."""
         return {name: variable.value for name, variable in self._state.items()}
 
     def _assign(self, updates):
@@ -173,15 +181,38 @@ class Pruned(keras.layers.Wrapper):
             kernel, updates = self._call("infer", self._moved.value)
         self._moved.assign(ops.cast(bool(training), "uint8"))
         self._assign(updates)
-        if training and (penalty := self.method.penalty(self._values())) is not None:
+        if training and (penalty := self.method.penalty(self.values())) is not None:
             self.add_loss(penalty)
-        outputs, scope = call_with(self.layer, self.layer.kernel, kernel, inputs, **kwargs)
+        outputs, scope = self._run(kernel, inputs, **kwargs)
         for loss in scope.losses:
             self.add_loss(loss * 1.0)  # a new tensor: the same one would be counted twice on JAX
         for variable in self.layer.non_trainable_variables:
             if variable is not self.layer.kernel:
                 variable.assign(scope.get_current_value(variable))
         return outputs
+
+    def _run(self, kernel, inputs, **kwargs):
+        """The layer with a masked kernel, and the bias that goes with it."""
+        units = self.unit_mask()
+        if units is None:
+            return call_with(self.layer, [(self.layer.kernel, kernel)], inputs, **kwargs)
+        if self.masks_outputs:
+            outputs, scope = call_with(self.layer, [], inputs, **kwargs)
+            return outputs * ops.cast(units, outputs.dtype), scope
+        return call_with(self.layer, [(self.layer.kernel, kernel), *self._masked_bias(units)], inputs, **kwargs)
+
+    def unit_mask(self) -> Tensor | None:
+        """Which output units are kept, float32 `(groups,)`, where the method removes whole units; else None."""
+        return self.method.unit_mask(self.values())
+
+    def _masked_bias(self, units):
+        bias = self.layer.bias
+        return [] if bias is None else [(bias, bias.value * ops.cast(ops.reshape(units, bias.shape), bias.dtype))]
+
+    def removed(self) -> list[tuple[keras.Variable, Tensor]]:
+        """The variables of a layer that loses whole units, each with a mask of its own shape: 0 where the unit is removed."""
+        mask, units, bias = self._call("mode"), self.unit_mask(), self.layer.bias
+        return [(self.layer.kernel, mask)] + ([] if bias is None else [(bias, ops.reshape(units, bias.shape))])
 
     def compute_output_spec(self, inputs, training=None, **kwargs):
         return self.layer.compute_output_spec(inputs, **kwargs)
@@ -229,6 +260,19 @@ class Pruned(keras.layers.Wrapper):
         self._state["kept"].assign(kept)
         self.note_change()
 
+    @property
+    def bits(self) -> keras.Variable:
+        """The bits of a method that is searched, uint8 `(groups,)`."""
+        return self._state["bits"]
+
+    def arranged_kernel(self) -> Tensor:
+        """The kernel as methods see it: `(channels, positions, groups)`."""
+        return self.method.structure.arrange(ops.stop_gradient(self.layer.kernel.value), self._masks.layout)
+
+    def set_bits(self, bits: Tensor) -> None:
+        """Tell a method that is searched which units this layer keeps: a bool tensor `(groups,)`."""
+        self.bits.assign(ops.cast(bits, "uint8"))
+
     def is_short(self) -> bool:
         """Whether a ranking method keeps a group here only because it never removes all."""
         asked = self.method.anneal(max(0.0, self.progress)).get("sparsity")
@@ -267,6 +311,11 @@ class Pruned(keras.layers.Wrapper):
     def load_own_variables(self, store):
         super().load_own_variables(store)
         self.note_change()
+
+
+def pruned_layers(model) -> list[Pruned]:
+    """The wrapped layers of a model, of any depth, each once."""
+    return [layer for layer in graph.walk(model) if isinstance(layer, Pruned)]
 
 
 def check_layer(layer) -> None:

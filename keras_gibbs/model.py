@@ -9,9 +9,11 @@ import numpy as np
 
 from keras_gibbs import graph, ranking
 from keras_gibbs.frozen import Frozen
-from keras_gibbs.layers import SUPPORTED, Pruned, check_finite, check_layer, describe_foreign, why_unsupported
+from keras_gibbs.layers import SUPPORTED, Pruned, check_finite, check_layer, describe_foreign, pruned_layers, why_unsupported
 from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.randomness import split
+from keras_gibbs.search import SearchedModel
+from keras_gibbs.search_checks import check_search
 
 
 def prune(model, method: PruningMethod, *, where=None, seed: int | None = None):
@@ -43,6 +45,8 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None):
     if not isinstance(model, keras.layers.Layer):
         raise TypeError(describe_foreign(model))
     seed = random.randrange(2**63) if seed is None else int(seed) % 2**64
+    if method.searches_model:
+        check_search(model, method)
     if not isinstance(model, keras.Model):
         check_layer(model)
         return _wrap(model, method, split(seed, 0))
@@ -62,7 +66,7 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None):
         if isinstance(layer, (Frozen, Pruned)):
             layer.freeze()  # once more: `clone` sets the flags of whole models
     distribute(pruned)
-    return pruned
+    return SearchedModel.of(pruned) if method.searches_model else pruned
 
 
 def _check_model(model):
@@ -153,11 +157,6 @@ def _wrap(layer, method, seed):
     return Pruned(_copy(layer), method.for_layer(layer), seed=seed)
 
 
-def pruned_layers(model) -> list[Pruned]:
-    """The wrapped layers of a model, of any depth, each once."""
-    return [layer for layer in graph.walk(model) if isinstance(layer, Pruned)]
-
-
 def distribute(model, layers: list[Pruned] | None = None) -> None:
     """Let the layers of a method with `scope="global"` share out what is kept: the top groups of all of them together, by score.
 
@@ -207,13 +206,17 @@ def strip_pruning(model):
             f"`strip_pruning` rebuilds a model from its graph, and the subclassed model {type(model).__name__!r} has none. Build it once more "
             "without the wrappers, and give each layer the weights of `keras_gibbs.strip_pruning(wrapped_layer)`."
         )
-    return graph.clone(model, lambda layer: _strip(layer) if isinstance(layer, (Frozen, Pruned)) else None)
+    sequential = isinstance(model, SearchedModel) and model.sequential
+    model = model.plain() if isinstance(model, SearchedModel) else model
+    return graph.clone(model, lambda layer: _strip(layer) if isinstance(layer, (Frozen, Pruned)) else None, sequential)
 
 
 def _strip(wrapper):
     plain = _copy(wrapper.layer)
     if isinstance(wrapper, Pruned) and wrapper.built:
         plain.kernel.assign(masked_kernel(wrapper))
+        if (units := wrapper.unit_mask()) is not None and plain.bias is not None:
+            plain.bias.assign(plain.bias * keras.ops.cast(keras.ops.reshape(units, plain.bias.shape), plain.bias.dtype))
     plain.trainable = wrapper.layer.trainable
     return plain
 

@@ -50,6 +50,7 @@ METHODS = {
     "gumbel-target": MethodCase(lambda: kg.GumbelSoftmax(train_weights=True, sparsity=0.5, structure=kg.Kernel()), ranked=False, random=True),
     "supermask": MethodCase(lambda: kg.Supermask(train_weights=True, rescale=None, structure=kg.Filter()), ranked=False, random=True),
     "edge-popup": MethodCase(lambda: kg.EdgePopup(0.5, train_weights=True), ranked=False),
+    "edropout": MethodCase(lambda: kg.EDropout(4), ranked=False),
     "fixed": MethodCase(lambda: kg.Fixed(), ranked=False),
 }
 

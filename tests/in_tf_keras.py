@@ -339,6 +339,7 @@ def test_clustering_that_preserves_sparsity_keeps_the_zeros():
     [
         (lambda: kg_tfmot.prune("model", kg.Gibbs(0.5)), TypeError, "tf_keras model"),
         (lambda: kg_tfmot.prune(mlp(), 0.5), TypeError, "method"),
+        (lambda: kg_tfmot.prune(mlp(), kg.EDropout()), ValueError, "the whole model"),
         (lambda: kg_tfmot.prune(kg_tfmot.prune(mlp(), kg.Gibbs(0.5)), kg.Gibbs(0.5)), ValueError, "already pruned"),
         (lambda: kg_tfmot.prune(mlp(), kg.Gibbs(0.5), where="conv"), ValueError, "nothing to prune"),
         (lambda: kg_tfmot.prune(mlp(), kg.Fixed({"none": np.ones((6, 8))})), ValueError, "none"),

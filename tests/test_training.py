@@ -377,12 +377,22 @@ kept = [int(np.array(layer.mask()).sum()) for layer in model.layers]
 assert kept == [4800, 144], kept
 stripped = kg.strip_pruning(model)
 assert kg.sparsity(stripped) == kg.sparsity(model) == 0.6
+
+with strategy.scope():
+    model = keras.Sequential([keras.Input((100,)), keras.layers.Dense(120, activation="relu"), keras.layers.Dense(3)])
+    model = kg.prune(model, kg.EDropout(4), seed=1)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+history = model.fit(x, (x[:, 0] > 0).astype("int32"), batch_size=16, epochs=3, verbose=0, callbacks=[kg.GibbsPruningCallback("batch")])
+assert np.isfinite(history.history["best_energy"]).all()
+for variable in model.variables:
+    values = [value.numpy() for value in strategy.experimental_local_results(variable.value)]
+    assert len(values) == 2 and (values[0] == values[1]).all(), variable.path
 print("agreed")
 """
 
 
 @only_tensorflow
-def test_replicas_of_a_mirrored_strategy_draw_the_same_masks():
+def test_replicas_of_a_mirrored_strategy_draw_the_same_masks_and_search_alike():
     run = subprocess.run([sys.executable, "-c", MIRRORED], env={**os.environ, "KERAS_BACKEND": "tensorflow"}, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.strip().endswith("agreed")

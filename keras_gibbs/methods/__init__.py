@@ -1,6 +1,7 @@
 """One pruning method a file."""
 
 from keras_gibbs.methods.edge_popup import EdgePopup as EdgePopup
+from keras_gibbs.methods.edropout import EDropout as EDropout
 from keras_gibbs.methods.fixed import Fixed as Fixed
 from keras_gibbs.methods.gibbs import Gibbs as Gibbs
 from keras_gibbs.methods.gumbel import GumbelSoftmax as GumbelSoftmax

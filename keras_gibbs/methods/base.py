@@ -45,6 +45,7 @@ class PruningMethod(Configuration):
     structure: Structure = Unstructured()
     learns_masks = False  # True where masks have trainable variables of their own
     trains_weights = True  # False where the weights of the model stay as they are and only masks are learned
+    searches_model = False  # True where masks are found by a search that sees the batch and the whole model
     remembers: tuple[str, ...] = ()  # the state that `decide` gives, where a layer has it
 
     def check(self, layer: keras.layers.Layer, kernel_shape: tuple[int, ...] | None) -> None:
@@ -103,6 +104,10 @@ class PruningMethod(Configuration):
     def apply(self, kernel: Tensor, mask: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """The kernel that the layer runs with; `kernel` and `mask` in the kernel's own shape."""
         return kernel * mask
+
+    def unit_mask(self, state: Mapping[str, Tensor]) -> Tensor | None:
+        """Which output units are kept, float32 `(groups,)`, where the method removes whole units and their biases with them; else None."""
+        return None
 
     def replaces_kernel(self, layer: keras.layers.Layer) -> bool:
         """Whether a newly wrapped layer starts from another kernel than its own: that of `prepare`."""

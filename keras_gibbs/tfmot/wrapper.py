@@ -266,12 +266,11 @@ def is_supported(layer) -> bool:
 
 
 def check_method(method) -> None:
-    """Raise unless `method` prunes a layer by its kernel alone."""
+    """Raise unless `method` is one that needs no more than the kernels of single layers."""
     if not isinstance(method, PruningMethod):
         raise TypeError(f"`method` must be a pruning method such as `keras_gibbs.Gibbs(sparsity=0.9)`. Received: method={method!r}.")
-    needed = (PruningMethod.sample, PruningMethod.mode)
-    if type(method).sample in needed or type(method).mode in needed:
+    if method.searches_model:
         raise ValueError(
-            f"{type(method).__name__} needs more than the kernel of a layer to make a mask, which `keras_gibbs.tfmot` cannot give it yet. "
+            f"{type(method).__name__} finds masks by a search that sees the batch and the whole model, which `keras_gibbs.tfmot` does not have yet. "
             f"Received: method={method!r}. Use it on a Keras 3 model with `keras_gibbs.prune`."
         )

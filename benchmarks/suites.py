@@ -1,0 +1,127 @@
+"""What the comparisons train: configurations as data, for `compare.py`.
+
+A suite is one network on one data set under one schedule, and the variants that are compared on it. Variants are listed the most telling first, so that
+any number of finished runs is a result.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import networks
+import numpy as np
+
+import keras_gibbs as kg
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row of a comparison.
+
+    Attributes:
+        name: Its name in tables and file names.
+        method: From the network, the seed and the finished results of the same suite and seed, by variant name, to a pruning method; None trains the
+            dense network.
+        rate: Learning rate of Adam at the start; it falls to zero along a cosine.
+        needs: The variants whose results `method` reads.
+    """
+
+    name: str
+    method: Callable
+    rate: float
+    needs: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """A network, data, a schedule, and the variants.
+
+    Attributes:
+        network: Function of the image shape and the number of classes.
+        dataset: Name in `data.DATASETS`.
+        epochs: Epochs of `fit`.
+        steps: Batches in an epoch; None for all that the training images fill. With fewer, an epoch is a part of a pass, and validation comes more often.
+        variants: What is compared.
+        batch: Images in a batch.
+        validation: Training images put aside for validation.
+        validated: How many of them are looked at after every epoch.
+        augmented: Whether training images are shifted and flipped.
+        where: The layers that are pruned, as in `keras_gibbs.prune`.
+        reach: A validation accuracy; the report says after how many epochs each variant came to it.
+    """
+
+    network: Callable
+    dataset: str
+    epochs: int
+    variants: tuple[Variant, ...]
+    steps: int | None = None
+    batch: int = 128
+    validation: int = 5000
+    validated: int = 2000
+    augmented: bool = False
+    where: Callable | None = None
+    reach: float | None = None
+
+
+def _fixed(method):
+    return lambda network, seed, earlier: method
+
+
+def _extraction():
+    """GumbelSoftmax with and without signed constants, with each rescale, beside its baselines and the dense network."""
+    gumbel = [
+        Variant(
+            f"gumbel-{rescale or 'none'}-{'signed' if signed else 'normal'}",
+            _fixed(kg.GumbelSoftmax(rescale=rescale, signed_constant=signed)),
+            rate=1e-2,
+        )
+        for signed in (True, False)
+        for rescale in ("smart", "dynamic", None)
+    ]
+    others = [
+        Variant("dense", _fixed(None), rate=1e-3),
+        Variant("edge-popup", _fixed(kg.EdgePopup(0.5)), rate=1e-2),
+        Variant("supermask", _fixed(kg.Supermask()), rate=1e-2),
+    ]
+    first = gumbel[:1] + others[:1] + gumbel[1:] + others[1:]
+    return Suite(lambda shape, classes: networks.convolutions(2, shape, classes), "cifar10", epochs=12, steps=88, variants=tuple(first), reach=0.5)
+
+
+def _removed(earlier):
+    """The fraction of the weights of its layers that EDropout removed."""
+    return earlier["edropout"]["final"]["pruned_sparsity"]
+
+
+def _magnitude_filters(network, seed, earlier):
+    return kg.Magnitude(kg.Polynomial(0.0, _removed(earlier), end=0.5), structure=kg.Filter())
+
+
+def _random_filters(network, seed, earlier):
+    """A mask that removes filters at random, the same fraction in every layer, from the first step on."""
+    pattern = kg.prune(network, kg.Magnitude(_removed(earlier), structure=kg.Filter()))  # which layers, and how many
+    rng = np.random.default_rng([seed, 1])
+    masks = {}
+    for layer in kg.pruned_layers(pattern):
+        mask = np.array(layer.mask())
+        masks[layer.name] = rng.permuted(mask.reshape(-1, mask.shape[-1])[:1], axis=1)[0] * np.ones_like(mask)
+    return kg.Fixed(masks)
+
+
+def _filters(network, dataset, epochs, rate=2e-3, augmented=False, compared=True):
+    """EDropout beside the dense network, and filters removed by magnitude and at random at the fraction that it came to."""
+    variants = [Variant("dense", _fixed(None), rate), Variant("edropout", _fixed(kg.EDropout()), rate)]
+    if compared:
+        variants += [Variant("magnitude", _magnitude_filters, rate, ("edropout",)), Variant("random", _random_filters, rate, ("edropout",))]
+    return Suite(network, dataset, epochs, tuple(variants), augmented=augmented)
+
+
+def _resnet18(shape, classes):
+    return networks.resnet18(shape, classes, width=8)
+
+
+SUITES = {
+    "extraction": _extraction(),
+    "filters-fashion": _filters(_resnet18, "fashion_mnist", 8),
+    "filters-resnet": _filters(_resnet18, "cifar10", 6, compared=False),
+    "filters-alexnet": _filters(lambda shape, classes: networks.alexnet(shape, classes, width=16), "cifar10", 10, rate=1e-3, compared=False),
+    "filters-squeezenet": _filters(lambda shape, classes: networks.squeezenet(shape, classes, width=32), "cifar10", 8, rate=1e-3, compared=False),
+}

@@ -1,0 +1,78 @@
+"""What a search over subnetworks needs of a model and of its data, and the errors that say so."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_gibbs import graph
+
+
+def ends_in(model) -> str | None:
+    """The name of the activation on the output of a model with one output; None where it cannot be told."""
+    layer = graph.output_layer(model)
+    return "softmax" if isinstance(layer, keras.layers.Softmax) else getattr(getattr(layer, "activation", None), "__name__", None)
+
+
+def check_energy_batch(energy_batch, size):
+    if energy_batch is not None and size < energy_batch:
+        raise ValueError(f"`energy_batch` must not be larger than a batch. Received: energy_batch={energy_batch} with batches of {size}.")
+
+
+def check_labels(labels: np.ndarray, classes: int) -> None:
+    """Raise `ValueError` unless `labels` are class numbers below `classes`, or one-hot rows of that many."""
+    way_out = "For other targets pass `EDropout(objective=...)` an objective of your own."
+    if labels.ndim == 2 and labels.shape[1] == classes and classes > 1:
+        if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
+            raise ValueError(f"Labels of the shape of the outputs must be one-hot rows. Received: rows such as {labels[0]}. {way_out}")
+        return
+    if labels.size != len(labels) or not np.equal(np.mod(labels, 1), 0).all():
+        raise ValueError(f"Labels must be class numbers `(n,)` or one-hot rows `(n, {classes})`. Received: labels of shape {labels.shape}. {way_out}")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"Labels must lie in 0 ... {classes - 1}, the classes of the model. Received: labels from {labels.min()} to {labels.max()}.")
+
+
+def check_search(model, method) -> None:
+    """Raise `ValueError` where `method` cannot search `model` for a subnetwork."""
+    if keras.backend.backend() not in ("tensorflow", "jax"):
+        raise ValueError(f"EDropout trains on TensorFlow and JAX. Received: the {keras.backend.backend()} backend.")
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"EDropout searches a whole model, and cannot prune a layer by itself. Received: layer {model.name!r}. Pass the model, and the layer by `where=`."
+        )
+    if graph.has_graph(model) and type(model) not in (keras.Sequential, graph.FUNCTIONAL):
+        raise ValueError(
+            f"EDropout needs a `train_step` of its own, which the class {type(model).__name__!r} of model {model.name!r} may have, too. Pass a plain copy: "
+            "`keras.Model(model.inputs, model.outputs)`."
+        )
+    if not (graph.has_graph(model) and model.built):
+        return  # `prune` has words for these
+    if getattr(method.objective, "needs_classes", False):
+        _check_outputs(model)
+    if method.population_chunk > 1:
+        _check_stacked(model)
+
+
+def _check_outputs(model):
+    rule = "The energy of EDropout compares class logits: one output `(batch, classes)` of two classes or more"
+    way_out = "Pass `EDropout(objective=...)` a callable from a `keras_gibbs.objectives.Context` to energies (S,)."
+    shapes = [tuple(output.shape) for output in model.outputs]
+    if len(shapes) != 1 or len(shapes[0]) != 2 or (shapes[0][1] or 0) < 2:
+        raise ValueError(f"{rule}. Received: outputs of shape {', '.join(map(str, shapes))}. {way_out}")
+    if ends_in(model) == "sigmoid":
+        raise ValueError(f"{rule}, and these are sigmoids, each a decision of its own. {way_out}")
+
+
+def _check_stacked(model):
+    for layer in graph.walk(model):
+        activation = getattr(layer, "activation", None)
+        if isinstance(layer, keras.layers.Dropout) or "Dropout" in type(layer).__name__ or "Noise" in type(layer).__name__ or _has_seed(layer):
+            raise ValueError(f"Candidates cannot share a forward pass where layer {layer.name!r} draws noise. Use `population_chunk=1`.")
+        if hasattr(layer, "kernel") and activation is not None and abs(float(activation(ops.zeros((1,)))[0])) > 0:
+            raise ValueError(
+                f"Candidates cannot share a forward pass where a removed unit is not 0: layer {layer.name!r} has {activation.__name__}(0) != 0. "
+                "Use `population_chunk=1`."
+            )
+
+
+def _has_seed(layer):
+    return any(isinstance(value, keras.random.SeedGenerator) for value in vars(layer).values())

@@ -11,29 +11,11 @@ FEW_UPDATES = 5  # a schedule moved fewer times than this between its begin and 
 MANY_EPOCHS = 20  # from so many epochs on, "auto" moves schedules once an epoch
 
 
-class GibbsPruningCallback(keras.callbacks.Callback):
-    """Anneals a pruned model during `fit`; it serves every method.
+class Annealing:
+    """What moves the schedules of a pruned model, as a mixin for the callback of one Keras or another.
 
-    Schedules move with the progress of training: 0 when the first epoch begins, 1 when `fit` has ended. Progress honours `initial_epoch`, so a run
-    that is resumed goes on where it was. When the horizon has ended the model keeps its final state, also in a later `fit` (fine-tuning).
-
-    At the end of every epoch `sparsity` (of the deterministic masks, over all kernels) and the method's own figures, averaged over the layers, join the
-    logs: for Gibbs `beta`, `kept` (fraction of a random sample that is kept) and `energy` (per group). History always sees them; list CSVLogger
-    and TensorBoard after this callback and they do too. The figures are those the epoch ended with: after the last one schedules move once more, to 1.
-
-    Args:
-        update_freq: When schedules move: `"epoch"`, `"batch"`, or an int, every so many batches. `"auto"` is per epoch in a run of 20 epochs or more,
-            else per batch. With `steps_per_execution=n` batches come n at a time.
-        epochs: The horizon: the number of epochs over which progress goes from 0 to 1. By default the `epochs` of the `fit`; a larger number
-            spreads the schedules over several calls with `initial_epoch`.
-        restart: True to begin again with a model whose horizon has ended.
-
-    Raises:
-        ValueError: For an `update_freq` or `epochs` that is none of these, and when `fit` begins on a model with nothing wrapped.
-
-    Example:
-
-    >>> pruned.fit(x, y, epochs=60, callbacks=[kg.GibbsPruningCallback()])
+    A callback names its `layers()`, which have `built`, `method`, `progress`, `anneal` and `figures` as `Pruned` has them, and the `sparsity()` of its
+    model, and shares out what is kept in `distribute()`.
     """
 
     def __init__(self, update_freq="auto", epochs: int | None = None, restart: bool = False):
@@ -48,32 +30,35 @@ class GibbsPruningCallback(keras.callbacks.Callback):
         self.restart = restart
         self._told = False
 
+    def layers(self):
+        """The pruned layers of the model, of which there must be some."""
+        raise NotImplementedError
+
+    def sparsity(self) -> float:
+        """Fraction of zeros in the model's kernels, as they are under the deterministic masks."""
+        raise NotImplementedError
+
+    def distribute(self, model, layers=None) -> None:
+        """Share out what is kept among the layers of a method with `scope="global"`: among `layers`, by default all of the model's."""
+        raise NotImplementedError
+
     def on_train_begin(self, logs=None):
-        layers = pruned_layers(self.model)
-        if not layers:
-            raise ValueError(
-                f"`GibbsPruningCallback` found nothing to prune in model {self.model.name!r}: wrap it first with `pruned = keras_gibbs.prune(model, method)`"
-                " and call `fit` on the result."
-            )
+        layers = self.layers()
         self._layers = layers
         for method in {layer.method for layer in layers}:
             method.check_training(self.model.optimizer, [layer for layer in layers if layer.method == method])
-        if not isinstance(self.model, SearchedModel) and any(layer.method.searches_model for layer in layers):
-            raise ValueError(
-                "EDropout searches a whole model: `keras_gibbs.prune(model, keras_gibbs.EDropout())` returns one that does. Received: model "
-                f"{self.model.name!r} of class {type(self.model).__name__!r}, whose layers were wrapped one by one, or which was built anew from such layers."
-            )
         self._sparsity_moves = any("sparsity" in layer.method.moving() for layer in layers)
-        self._horizon = self.epochs or self.params["epochs"]
-        self._steps = self.params.get("steps")
+        params = getattr(self, "params", None) or {}  # Keras 2 has none before `fit`
+        self._horizon = self.epochs or params.get("epochs")
+        if self._horizon is None:
+            raise ValueError("In a training loop of your own nothing says how long it is. Received: epochs=None. Pass `GibbsPruningCallback(epochs=...)`.")
+        self._steps = params.get("steps")
         self._epoch, self._last_epoch, self._last_batch = None, None, 0
         self._over = None
 
     def _begin(self):
         """Find out where the model stands; only now, since another callback may have restored it in `on_train_begin`."""
         self._over = not self.restart and all(layer.progress >= 1.0 for layer in self._layers)
-        if self.restart and isinstance(self.model, SearchedModel):
-            self.model.restart()
         if not self._over:
             self._warn_of_jumps()
         elif not self._told:
@@ -122,10 +107,6 @@ class GibbsPruningCallback(keras.callbacks.Callback):
         """Batches since the last call: more than one with `steps_per_execution`."""
         return batch - self._last_batch if batch > self._last_batch else 1
 
-    def on_test_begin(self, logs=None):
-        if self.model is not None:
-            distribute(self.model)
-
     def on_epoch_end(self, epoch, logs=None):
         self._last_epoch = epoch
         if not self._steps:
@@ -138,11 +119,7 @@ class GibbsPruningCallback(keras.callbacks.Callback):
             return  # not one epoch was trained
         # An `epochs` of our own may reach beyond this fit; without one, the end of `fit` is the end, early or not.
         self._move(1.0 if self.epochs is None else (self._last_epoch + 1) / self.epochs)
-        model = self.model
-        distribute(model, self._layers)
-        for layer in self._layers:
-            if layer.built:
-                layer.note_change()  # an optimizer that averages weights has written them after the last validation
+        self.distribute(self.model, self._layers)
 
     def _move(self, progress):
         if self._over:
@@ -153,16 +130,84 @@ class GibbsPruningCallback(keras.callbacks.Callback):
             if layer.built:  # a subclassed model may build its layers in the first step; they start where schedules do
                 layer.anneal(progress)
         if not self._every() or self._sparsity_moves:
-            distribute(model, self._layers)
+            self.distribute(model, self._layers)
 
     def _figures(self):
-        figures = [layer.figures() for layer in pruned_layers(self.model) if layer.built]
+        figures = [layer.figures() for layer in self.layers() if layer.built]
         names = dict.fromkeys(name for row in figures for name in row)
         means = {name: _mean(row[name] for row in figures if name in row) for name in names}
+        return {"sparsity": self.sparsity(), **means}
+
+
+class GibbsPruningCallback(Annealing, keras.callbacks.Callback):
+    """Anneals a pruned model during `fit`; it serves every method.
+
+    Schedules move with the progress of training: 0 when the first epoch begins, 1 when `fit` has ended. Progress honours `initial_epoch`, so a run
+    that is resumed goes on where it was. When the horizon has ended the model keeps its final state, also in a later `fit` (fine-tuning).
+
+    At the end of every epoch `sparsity` (of the deterministic masks, over all kernels) and the method's own figures, averaged over the layers, join the
+    logs: for Gibbs `beta`, `kept` (fraction of a random sample that is kept) and `energy` (per group). History always sees them; list CSVLogger
+    and TensorBoard after this callback and they do too. The figures are those the epoch ended with: after the last one schedules move once more, to 1.
+
+    Args:
+        update_freq: When schedules move: `"epoch"`, `"batch"`, or an int, every so many batches. `"auto"` is per epoch in a run of 20 epochs or more,
+            else per batch. With `steps_per_execution=n` batches come n at a time.
+        epochs: The horizon: the number of epochs over which progress goes from 0 to 1. By default the `epochs` of the `fit`; a larger number
+            spreads the schedules over several calls with `initial_epoch`.
+        restart: True to begin again with a model whose horizon has ended.
+
+    Raises:
+        ValueError: For an `update_freq` or `epochs` that is none of these, and when `fit` begins on a model with nothing wrapped.
+
+    Example:
+
+    >>> pruned.fit(x, y, epochs=60, callbacks=[kg.GibbsPruningCallback()])
+    """
+
+    def layers(self):
+        layers = pruned_layers(self.model)
+        if not layers:
+            raise ValueError(
+                f"`GibbsPruningCallback` found nothing to prune in model {self.model.name!r}: wrap it first with `pruned = keras_gibbs.prune(model, method)`"
+                " and call `fit` on the result."
+            )
+        return layers
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        if not isinstance(self.model, SearchedModel) and any(layer.method.searches_model for layer in self._layers):
+            raise ValueError(
+                "EDropout searches a whole model: `keras_gibbs.prune(model, keras_gibbs.EDropout())` returns one that does. Received: model "
+                f"{self.model.name!r} of class {type(self.model).__name__!r}, whose layers were wrapped one by one, or which was built anew from such layers."
+            )
+
+    def _begin(self):
+        if self.restart and isinstance(self.model, SearchedModel):
+            self.model.restart()
+        super()._begin()
+
+    def _figures(self):
+        figures = super()._figures()
         if isinstance(self.model, SearchedModel):
             self.model.check_energies()
-            means |= self.model.figures()
-        return {"sparsity": sparsity(self.model), **means}
+            figures |= self.model.figures()
+        return figures
+
+    def sparsity(self):
+        return sparsity(self.model)
+
+    def distribute(self, model, layers=None):
+        distribute(model, layers)
+
+    def on_test_begin(self, logs=None):
+        if self.model is not None:
+            self.distribute(self.model)
+
+    def on_train_end(self, logs=None):
+        super().on_train_end(logs)
+        for layer in pruned_layers(self.model):
+            if layer.built:
+                layer.note_change()  # an optimizer that averages weights has written them after the last validation
 
 
 def _mean(values):

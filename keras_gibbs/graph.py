@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 import keras
 from keras import tree
 
+from keras_gibbs.structures import is_a
+
 FUNCTIONAL = type(keras.Model(*[keras.Input((1,), name="probe")] * 2))  # the class of a functional model is not public
 # Layers whose every output channel depends on all input channels. What is not among them may hand channels on one by one.
 MIXING = (
@@ -155,7 +157,7 @@ def output_layer(model):
 
 
 def at_output(model: keras.Model) -> set[int]:
-    """The ids of the layers whose output channels are the model's own.
+    """The ids of the layers whose output channels are the model's own, for a Sequential or Functional model of Keras 3 or 2.
 
     These are the layers with weights that reach an output of the model without a layer in between that mixes channels: through activations,
     normalization, pooling, reshaping, additions, depthwise convolutions, and layers that are not known to mix.
@@ -164,15 +166,15 @@ def at_output(model: keras.Model) -> set[int]:
 
     def visit(layer) -> bool:
         """Note `layer` if it has weights; whether the way goes on behind it."""
-        if has_graph(layer):
+        if is_a(layer, keras.Sequential, FUNCTIONAL):
             return trace(layer)
-        if isinstance(layer, keras.layers.Layer) and layer.weights:
+        if getattr(layer, "weights", None):
             found.add(id(layer))
-        return not isinstance(getattr(layer, "layer", layer) if isinstance(layer, keras.layers.Wrapper) else layer, MIXING)
+        return not is_a(layer.layer if is_a(layer, keras.layers.Wrapper) else layer, *MIXING)
 
     def trace(model) -> bool:
         """Go back from the outputs of `model`; whether one of its inputs is reached."""
-        if isinstance(model, keras.Sequential):
+        if is_a(model, keras.Sequential):
             return all(visit(layer) for layer in reversed(model.layers))
         config = model.get_config()
         before = {layer["name"]: _names_of_tensors(layer["inbound_nodes"]) for layer in config["layers"]}
@@ -183,7 +185,7 @@ def at_output(model: keras.Model) -> set[int]:
             if name in seen:
                 continue
             seen.add(name)
-            if isinstance(layers.get(name), keras.layers.InputLayer):
+            if is_a(layers.get(name), keras.layers.InputLayer):
                 reached = True
             elif visit(layers.get(name)):
                 queue += before[name]
@@ -202,6 +204,8 @@ def _names_of_tensors(node):
             for value in node.values():
                 yield from _names_of_tensors(value)
     elif isinstance(node, (list, tuple)):
+        if len(node) > 2 and [type(part) for part in node[:3]] == [str, int, int]:  # as Keras 2 writes it
+            yield node[0]
         for value in node:
             yield from _names_of_tensors(value)
 

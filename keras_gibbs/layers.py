@@ -283,8 +283,7 @@ class Pruned(keras.layers.Wrapper):
 
     def waits(self) -> bool:
         """Whether the method has schedules that no callback has moved, or a sparsity that has not come to its end."""
-        spans = self.method.moving()
-        return bool(spans) and (self.progress < 0 or ("sparsity" in spans and self.progress < spans["sparsity"][1]))
+        return self.method.waits(self.progress)
 
     def figures(self) -> dict[str, float]:
         """The method's own figures, from the current weights and state."""

@@ -98,7 +98,7 @@ def _warn_if_overwritten(model, method, chosen):
         )
 
 
-def _selector(where):
+def selector(where):
     """`where` as a predicate on layers."""
     if where is None:
         return lambda layer: True
@@ -110,7 +110,7 @@ def _selector(where):
 
 def _choose(model, method, where) -> set[int]:
     """The ids of the layers to wrap; raises where there are none, or `where` names one that the method cannot prune."""
-    selected, outputs = _selector(where), _protected(model, method)
+    selected, outputs = selector(where), _protected(model, method)
     everything = graph.leaves(model)
     names = [layer.name for layer in everything if isinstance(layer, SUPPORTED)]
     method.check_names(names)
@@ -239,7 +239,7 @@ def sparsity(model, where=None) -> float:
     """
     if not isinstance(model, keras.layers.Layer):
         raise TypeError(describe_foreign(model))
-    selected = _selector(where)
+    selected = selector(where)
     kernels = [masked_kernel(layer) for layer in kernel_layers(model) if selected(layer)]
     total = sum(kernel.size for kernel in kernels)
     if not total:

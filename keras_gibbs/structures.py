@@ -38,14 +38,19 @@ DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
 
 
+def is_a(layer, *classes: type) -> bool:
+    """Whether `layer` is one of the Keras `classes`, or the layer of that name in Keras 2, which lays its kernels out alike."""
+    return not {base.__name__ for base in type(layer).__mro__}.isdisjoint(cls.__name__ for cls in classes)
+
+
 def layout_of(layer: keras.layers.Layer, ndim: int) -> Layout:
     """The layout of `layer.kernel`, a kernel of `ndim` axes."""
     spatial = tuple(range(ndim - 2))
-    if isinstance(layer, DEPTHWISE):
+    if is_a(layer, *DEPTHWISE):
         return Layout(spatial, (), (ndim - 2, ndim - 1))
-    if isinstance(layer, TRANSPOSED):
+    if is_a(layer, *TRANSPOSED):
         return Layout(spatial, (ndim - 1,), (ndim - 2,))
-    if isinstance(layer, keras.layers.EinsumDense):
+    if is_a(layer, keras.layers.EinsumDense):
         kernel, output = layer.equation.replace(" ", "").replace("...", "").split(",")[1].split("->")
         outputs = tuple(axis for axis, letter in enumerate(kernel) if letter in output)
         return Layout((), tuple(axis for axis in range(ndim) if axis not in outputs), outputs)
@@ -148,7 +153,7 @@ class Filter(Structure):
         return layout.inputs, layout.positions, layout.outputs
 
     def check(self, layer):
-        if isinstance(layer, DEPTHWISE):
+        if is_a(layer, *DEPTHWISE):
             raise ValueError(
                 f"`Filter()` cannot prune {layer.name!r}: each output of a depthwise kernel reads one channel, so it has no filters. Use `Kernel()` for it, or "
                 f"leave it out with `where=`. Received: a {type(layer).__name__}."

@@ -67,6 +67,11 @@ class PruningMethod(Configuration):
         """The (begin, end) of every scheduled quantity that is not constant, in fractions of training."""
         return {name: schedule.span for name, schedule in self.schedules().items() if schedule.span is not None}
 
+    def waits(self, progress: float) -> bool:
+        """Whether at `progress` (negative: never moved) there are schedules that no callback has moved, or a sparsity that has not come to its end."""
+        spans = self.moving()
+        return bool(spans) and (progress < 0 or ("sparsity" in spans and progress < spans["sparsity"][1]))
+
     def anneal(self, progress: float) -> dict[str, float]:
         """The values of the scheduled quantities at `progress` in [0, 1]."""
         return {name: schedule(progress) for name, schedule in self.schedules().items()}

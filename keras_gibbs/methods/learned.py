@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_gibbs import ranking
 from keras_gibbs.methods.base import RankedMethod, Spec, check_structure
-from keras_gibbs.structures import Structure, Unstructured
+from keras_gibbs.structures import Structure, Unstructured, is_a
 from keras_gibbs.typing import Tensor
 
 RESCALES = ("smart", "dynamic", None)
@@ -117,7 +117,7 @@ class LearnedMask(RankedMethod):
 
     def replaces_kernel(self, layer):
         wanted = not self.train_weights if self.signed_constant is None else self.signed_constant
-        return bool(wanted) and not (wanted == "conv" and isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)))
+        return bool(wanted) and not (wanted == "conv" and is_a(layer, keras.layers.Dense, keras.layers.EinsumDense))
 
     def prepare(self, kernel):
         size = ops.cast(ops.std(ops.cast(kernel, "float32")), kernel.dtype)
@@ -125,7 +125,7 @@ class LearnedMask(RankedMethod):
 
     def check_training(self, optimizer, layers):
         inner = getattr(optimizer, "inner_optimizer", optimizer)
-        if isinstance(inner, UNSERVED):
+        if is_a(inner, *UNSERVED):
             raise ValueError(
                 f"{type(self).__name__} gives logits and scales learning rates of their own, and {type(inner).__name__} measures its update by the size of "
                 "the variable, so that no multiplier comes through. Use SGD, Adam, AdamW, RMSprop or another optimizer that works entry by entry."

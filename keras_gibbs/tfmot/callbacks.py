@@ -1,0 +1,106 @@
+"""The callback that anneals and folds a pruned tf_keras model."""
+
+import sys
+
+import tf_keras
+
+from keras_gibbs.callbacks import Annealing
+from keras_gibbs.model import distribute
+from keras_gibbs.tfmot.model import pruned_layers
+
+
+class GibbsPruningCallback(Annealing, tf_keras.callbacks.Callback):
+    """Anneals a pruned tf_keras model during `fit` as `keras_gibbs.GibbsPruningCallback` does, and folds its masks into its weights.
+
+    Masks are folded when an epoch's batches are done, before validation, and at the end of `fit`: what is validated, what an epoch-end checkpoint holds and
+    what TF-MOT's `strip_pruning` gives are the same. Schedules have then come to the end of that epoch. The dense weights stay beside the folded ones,
+    in the checkpoint too, and training goes on from them.
+
+    List it before `ModelCheckpoint`. TF-MOT's `UpdatePruningStep` and `PruningSummaries` may stand beside it, before or after.
+
+    At the end of every epoch `sparsity` (over the weights that are pruned) and the method's own figures join the logs.
+
+    A training loop of your own calls `set_model`, then `on_train_begin`, `on_epoch_begin(epoch)`, `on_train_batch_begin(batch)`, `on_epoch_end(epoch)` and
+    `on_train_end`, and passes `epochs`; with `set_params({"steps": ...})` schedules move per batch.
+
+    Args:
+        update_freq, epochs, restart: As in `keras_gibbs.GibbsPruningCallback`.
+
+    Raises:
+        ValueError: When `fit` begins on a model with nothing pruned by a method, or with a `ModelCheckpoint` listed before this callback.
+
+    Example:
+
+    >>> pruned.fit(x, y, epochs=60, callbacks=[kg_tfmot.GibbsPruningCallback(), tf_keras.callbacks.ModelCheckpoint("last.h5")])
+    """
+
+    def on_train_begin(self, logs=None):
+        self._check_order()
+        super().on_train_begin(logs)
+        for layer in self._layers:
+            layer.start()
+
+    def _check_order(self):
+        # Keras tells a callback nothing about its neighbours; the list that calls it is the caller, or near it.
+        frame = sys._getframe(1)
+        while frame is not None and not isinstance(frame.f_locals.get("self"), tf_keras.callbacks.CallbackList):
+            frame = frame.f_back
+        for callback in frame.f_locals["self"].callbacks if frame else ():
+            if callback is self:
+                return
+            if isinstance(callback, tf_keras.callbacks.ModelCheckpoint) and callback.save_freq == "epoch":
+                raise ValueError(
+                    "List `GibbsPruningCallback` before `ModelCheckpoint`: it folds the masks into the weights at the end of an epoch, and the checkpoint is "
+                    f"to hold them. Received: ModelCheckpoint({callback.filepath!r}) before it."
+                )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch, logs)
+        for layer in self._built():
+            layer.unfold()
+
+    def on_test_begin(self, logs=None):
+        if self._epoch is not None:
+            self._close(self._epoch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._close(epoch)
+        super().on_epoch_end(epoch, logs)
+
+    def on_train_end(self, logs=None):
+        super().on_train_end(logs)
+        self._epoch = None
+        self._fold()
+
+    def _close(self, epoch):
+        """Bring the model into the state that `epoch` ends with."""
+        self._move((epoch + 1) / self._horizon)
+        self.distribute(self.model, self._layers)
+        self._fold()
+
+    def _fold(self):
+        for layer in self._built():
+            layer.fold()
+
+    def _built(self):
+        return [layer for layer in self._layers if layer.built]
+
+    # What `Annealing` asks.
+
+    _epoch = None
+
+    def layers(self):
+        layers = pruned_layers(self.model)
+        if not layers:
+            raise ValueError(
+                f"`GibbsPruningCallback` found nothing that a method prunes in model {self.model.name!r}: wrap it first with "
+                "`keras_gibbs.tfmot.prune(model, method)`. What TF-MOT itself prunes is trained with its `UpdatePruningStep()`."
+            )
+        return layers
+
+    def sparsity(self):
+        weights = [masked.weight.numpy() for layer in self._built() for masked in layer.masked]
+        return 1.0 - sum(int((weight != 0).sum()) for weight in weights) / sum(weight.size for weight in weights)
+
+    def distribute(self, model, layers=None):
+        distribute(model, [masked for layer in layers if layer.built for masked in layer.masked])

@@ -1,0 +1,241 @@
+"""Prune a tf_keras model."""
+
+import random
+import warnings
+
+import tf_keras
+from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry, pruning_wrapper
+from tensorflow_model_optimization.python.core.sparsity.keras.prune import prune_low_magnitude as tfmot_prune_low_magnitude
+
+from keras_gibbs import graph
+from keras_gibbs.methods.base import PruningMethod
+from keras_gibbs.model import selector
+from keras_gibbs.randomness import split
+from keras_gibbs.tfmot.weights import find_owner
+from keras_gibbs.tfmot.wrapper import DEFAULT_SCHEDULE, Pruned, check_method, is_supported
+
+
+def prune(model, method: PruningMethod, where=None, seed: int | None = None):
+    """Wrap the layers of a tf_keras model, so that `fit` prunes them and TF-MOT's `strip_pruning` unwraps them.
+
+    Args:
+        model: A built tf_keras Sequential or Functional model, nested models included. It is not changed.
+        method: What to prune by, such as `kg.Gibbs(sparsity=0.9)`.
+        where: Which layers: a regular expression or a list of them, searched in the layer names, or a callable from a layer to bool. By default every
+            layer that TF-MOT can prune; others stay as they are.
+        seed: Int, the seed of the masks; each layer's noise is its own.
+
+    Returns:
+        A new, uncompiled model of the same architecture with copies of the weights. The chosen layers are `Pruned`, named `prune_low_magnitude_<name>`.
+        A method that only learns masks wraps all layers with weights, to hold them still.
+
+    Raises:
+        TypeError: For something that is not a tf_keras model, or not a method.
+        ValueError: For a model that is not built, subclassed or already pruned; for a method that needs more than a layer's kernel; when `where` matches
+            nothing that can be pruned.
+
+    Example:
+
+    >>> pruned = kg_tfmot.prune(model, kg.Gibbs(sparsity=0.9), where="conv")
+    >>> pruned.compile("adam", loss)
+    >>> pruned.fit(x, y, epochs=60, callbacks=[kg_tfmot.GibbsPruningCallback()])
+    >>> final = tfmot.sparsity.keras.strip_pruning(pruned)
+    """
+    check_method(method)
+    if not isinstance(model, tf_keras.Model):
+        raise TypeError(
+            f"`keras_gibbs.tfmot.prune` takes a tf_keras model. Received: {model!r} of type {type(model).__name__}. A Keras 3 model is pruned by "
+            "`keras_gibbs.prune`, a single tf_keras layer by `keras_gibbs.tfmot.Pruned(layer, method=...)`."
+        )
+    if not has_graph(model):
+        raise ValueError(
+            f"`prune` rebuilds a model from its graph, and the subclassed model {type(model).__name__!r} has none. Wrap its layers where its constructor "
+            "makes them:\n\n    self.dense = keras_gibbs.tfmot.Pruned(tf_keras.layers.Dense(128), method=keras_gibbs.Gibbs(sparsity=0.9))\n"
+        )
+    if not model.built:
+        raise ValueError(f"Model {model.name!r} is not built, so its layers have no kernels yet. Give its first layer an `input_shape`.")
+    if pruning_wrapper.collect_prunable_layers(model):
+        raise ValueError(f"Model {model.name!r} is already pruned. Strip it first with TF-MOT's `strip_pruning(model)`.")
+    seed = random.randrange(2**63) if seed is None else int(seed) % 2**64
+    copy = tf_keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    chosen = _choose(copy, method, where)
+    positions = {id(layer): position for position, layer in enumerate(leaves(copy))}
+
+    def wrap(layer):
+        if id(layer) in chosen:
+            return Pruned(layer, method=method.for_layer(layer), seed=split(seed, positions[id(layer)]))
+        return Pruned(layer, method=method, prunable=False) if not method.trains_weights and layer.trainable_weights else layer
+
+    return rebuild(copy, wrap)
+
+
+def prune_low_magnitude(
+    to_prune,
+    pruning_schedule=DEFAULT_SCHEDULE,
+    block_size=(1, 1),
+    block_pooling_type="AVG",
+    pruning_policy=None,
+    sparsity_m_by_n=None,
+    method: PruningMethod | None = None,
+    **kwargs,
+):
+    """TF-MOT's function of this name, and one argument more.
+
+    Without `method` it does what TF-MOT does, by TF-MOT's own code. With one, the layers are pruned by it; what else TF-MOT's function does stays as it is:
+    the layers are wrapped, not copied, and a layer that TF-MOT does not know raises. Layers that feed the model's output are left out where the method's
+    structure removes outputs.
+
+    Args:
+        to_prune: A tf_keras model, layer or list of layers.
+        pruning_schedule, block_size, block_pooling_type, pruning_policy, sparsity_m_by_n: As in TF-MOT. A method has a sparsity of its own, which a
+            schedule given beside it does not change.
+        method: A pruning method, such as `kg.Gibbs(0.9)`.
+        **kwargs: Arguments of the layer, where one is given.
+
+    Returns:
+        The model, layer or list with its layers wrapped in `Pruned`.
+
+    Raises:
+        TypeError: For something that is not a method.
+        ValueError: As TF-MOT, and for blocks or m by n sparsity beside a method.
+
+    Example:
+
+    >>> pruned = kg_tfmot.prune_low_magnitude(model, method=kg.Gibbs(0.9))
+    """
+    if method is not None:
+        check_method(method)
+        if pruning_schedule is not DEFAULT_SCHEDULE:
+            warnings.warn(f"`pruning_schedule` has no effect beside `method`, which has a sparsity of its own: {method!r}.", stacklevel=2)
+    params = {
+        "pruning_schedule": pruning_schedule,
+        "block_size": block_size,
+        "block_pooling_type": block_pooling_type,
+        "sparsity_m_by_n": sparsity_m_by_n,
+    }
+    protected = _protected(to_prune, method) if method is not None and has_graph(to_prune) else set()
+
+    def wrap(layer, **arguments):
+        method_here = None if method is None else method.for_layer(layer)
+        return Pruned(layer, **{**params, **arguments}, method=method_here)
+
+    def visit(layer):
+        if isinstance(layer, tf_keras.layers.InputLayer):  # in a list of layers
+            return type(layer).from_config(layer.get_config())
+        left_out = id(layer) in protected or (pruning_policy and not pruning_policy.allow_pruning(layer))
+        return layer if left_out or isinstance(layer, pruning_wrapper.PruneLowMagnitude) else wrap(layer)
+
+    if has_graph(to_prune):
+        if pruning_policy:
+            pruning_policy.ensure_model_supports_pruning(to_prune)
+        return rebuild(to_prune, visit)
+    if isinstance(to_prune, list):
+        pruning_policy = None  # TF-MOT asks it about models only
+        return [visit(layer) for layer in to_prune]
+    if isinstance(to_prune, tf_keras.layers.Layer) and not isinstance(to_prune, tf_keras.Model):
+        return wrap(to_prune, **kwargs)
+    return tfmot_prune_low_magnitude(to_prune)  # raises, and says what it takes
+
+
+def fold(model) -> None:
+    """Write the deterministic masks into the weights of a pruned model, so that TF-MOT's `strip_pruning` finds them.
+
+    `GibbsPruningCallback` does this at the end of every epoch and of `fit`. What was saved in the midst of an epoch needs it after loading. The dense
+    weights are kept, and training goes on from them.
+
+    Args:
+        model: A model from `prune` or `prune_low_magnitude(..., method=...)`. Its weights change.
+
+    Raises:
+        ValueError: When no layer is pruned by a method.
+
+    Example:
+
+    >>> model = tf_keras.models.load_model("batch_700.h5")
+    >>> kg_tfmot.fold(model)
+    >>> final = tfmot.sparsity.keras.strip_pruning(model)
+    """
+    layers = pruned_layers(model)
+    if not layers:
+        raise ValueError(
+            f"No layer of model {model.name!r} is pruned by a method. Received: {model!r}. Wrap it first: `keras_gibbs.tfmot.prune(model, method)`."
+        )
+    waiting = [layer.name for layer in layers if layer.waits()]
+    if waiting:
+        warnings.warn(
+            f"The schedules of {waiting} have not come to their end: the masks are those of that moment. Train with `GibbsPruningCallback()`.", stacklevel=2
+        )
+    for layer in layers:
+        layer.fold()
+
+
+def _protected(model, method):
+    return graph.at_output(model) if method.structure.removes_outputs else set()
+
+
+def _choose(model, method, where) -> set[int]:
+    """The ids of the layers to wrap; raises where there are none, or `where` names one that the method cannot prune."""
+    selected, outputs = selector(where), _protected(model, method)
+    layers = {layer: _prunable_weights(layer) for layer in leaves(model)}
+    names = [layer.name for layer, weights in layers.items() if weights]
+    method.check_names(names)
+    chosen, reasons = set(), []
+    for layer, weights in layers.items():
+        if not weights or not selected(layer):
+            continue
+        if id(layer) in outputs:
+            reasons.append(f"{layer.name}: feeds an output of the model, which would lose a unit")
+            continue
+        try:
+            for weight in weights:
+                method.for_layer(layer).check(find_owner(layer, weight)[0], tuple(weight.shape))
+        except ValueError as error:
+            if where is not None:
+                raise
+            reasons.append(f"{layer.name}: {error}")
+        else:
+            chosen.add(id(layer))
+    if not chosen:
+        why = "; ".join(reasons) or f"no layer matches where={where!r}"
+        raise ValueError(f"There is nothing to prune in model {model.name!r} ({why}). The layers that TF-MOT can prune are {names}.")
+    return chosen
+
+
+def _prunable_weights(layer):
+    if not is_supported(layer):
+        return []
+    if not hasattr(layer, "get_prunable_weights"):
+        layer = prune_registry.PruneRegistry.make_prunable(layer)
+    return layer.get_prunable_weights()
+
+
+def pruned_layers(model) -> list[Pruned]:
+    """The layers that are pruned by a method, of any depth, each once."""
+    layers = pruning_wrapper.collect_prunable_layers(model)
+    return list({id(layer): layer for layer in layers if isinstance(layer, Pruned) and layer.method is not None}.values())
+
+
+def has_graph(model) -> bool:
+    """Whether `model` is a tf_keras model whose graph Keras knows and can rebuild: Sequential or Functional."""
+    if not isinstance(model, tf_keras.Model):
+        return False
+    return isinstance(model, tf_keras.Sequential) or model._is_graph_network
+
+
+def leaves(model) -> list[tf_keras.layers.Layer]:
+    """The layers that `rebuild` can replace, in order, nested models entered, each once."""
+    found = {}
+    for layer in model.layers:
+        for leaf in leaves(layer) if has_graph(layer) else [layer]:
+            found.setdefault(id(leaf), leaf)
+    return list(found.values())
+
+
+def rebuild(model, replace):
+    """The same graph with every layer replaced by `replace(layer)`, nested models entered. What `replace` returns unchanged is shared."""
+
+    def visit(layer):
+        return rebuild(layer, replace) if has_graph(layer) else replace(layer)
+
+    return tf_keras.models.clone_model(model, clone_function=visit)

@@ -1,0 +1,362 @@
+"""Methods on tf_keras models, stripped by TF-MOT. Run by test_tfmot.py, in a process where TF-MOT may be imported."""
+
+import importlib.util
+import warnings
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+import tf_keras
+from tensorflow_model_optimization.python.core.clustering.keras.experimental.cluster import cluster_weights
+from tf_keras import layers
+
+import keras_gibbs as kg
+from keras_gibbs import tfmot as kg_tfmot
+from keras_gibbs.tfmot import GibbsPruningCallback
+from keras_gibbs.tfmot.model import pruned_layers
+
+sparse = tfmot.sparsity.keras
+rng = np.random.default_rng(0)
+X, Y = rng.normal(size=(32, 4, 4, 2)).astype("float32"), rng.integers(0, 3, 32)
+
+METHODS = {
+    "gibbs": kg.Gibbs(0.5),
+    "gibbs-kernel": kg.Gibbs(0.5, structure=kg.Kernel()),
+    "gibbs-filter": kg.Gibbs(0.5, structure=kg.Filter(), hamiltonian=kg.FilterCoupling(sweeps=2)),
+    "magnitude": kg.Magnitude(kg.Polynomial(0.0, 0.5)),
+    "magnitude-global": kg.Magnitude(0.5, scope="global"),
+    "gumbel": kg.GumbelSoftmax(),
+    "gumbel-weights": kg.GumbelSoftmax(train_weights=True, sparsity=0.5),
+    "edge-popup": kg.EdgePopup(0.5),
+}
+FROZEN = ("gumbel", "edge-popup")
+
+
+def network():
+    """A convolution of 144 weights and 8 filters, a Dense layer of 40, a classifier of 15."""
+    tf_keras.utils.set_random_seed(1)
+    return tf_keras.Sequential(
+        [
+            layers.Conv2D(8, 3, padding="same", use_bias=False, input_shape=(4, 4, 2), name="conv"),
+            layers.BatchNormalization(name="norm"),
+            layers.ReLU(),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(5, activation="relu", name="dense"),
+            layers.Dense(3, name="scores"),
+        ]
+    )
+
+
+def mlp():
+    tf_keras.utils.set_random_seed(1)
+    return tf_keras.Sequential([layers.Dense(8, activation="relu", input_shape=(6,), name="dense"), layers.Dense(3, name="scores")])
+
+
+FLAT = X.reshape(32, -1)[:, :6]
+
+
+def compiled(model, optimizer=None, graph=False):
+    """Eager unless asked: to trace a graph takes longer than these few steps."""
+    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer or tf_keras.optimizers.Adam(1e-2), loss, run_eagerly=not graph)
+    return model
+
+
+def fit(model, *callbacks, x=X, epochs=2, **kwargs):
+    return model.fit(x, Y, batch_size=16, epochs=epochs, shuffle=False, verbose=0, callbacks=list(callbacks), **kwargs).history
+
+
+def kernels(model):
+    return [weight.numpy() for weight in model.weights if weight.shape.rank > 1]
+
+
+def zeros(model):
+    return [int((kernel == 0).sum()) for kernel in kernels(model)]
+
+
+def same(one, other):
+    return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_strip_pruning_gives_the_plain_model_with_its_masks(name):
+    model, method = network(), METHODS[name]
+    before, config = model.get_weights(), model.get_config()
+    pruned = compiled(kg_tfmot.prune(model, method, seed=1), graph=name == "gibbs")
+    dense = [masked.weight.numpy() for layer in pruned_layers(pruned) for masked in layer.masked]
+    history = fit(pruned, GibbsPruningCallback(), validation_data=(X, Y))
+    assert same(model.get_weights(), before)  # the model that was given
+    assert all(isinstance(layer, kg_tfmot.Pruned) and layer.name == f"prune_low_magnitude_{layer.layer.name}" for layer in pruned_layers(pruned))
+    final = sparse.strip_pruning(pruned)
+    assert final.get_config() == config
+    assert np.array_equal(final(X), pruned(X))
+    assert compiled(final).evaluate(X, Y, verbose=0) == pytest.approx(history["val_loss"][-1], abs=1e-6)  # what was validated
+    found = zeros(final)
+    assert history["sparsity"][-1] == pytest.approx(sum(found[: len(dense)]) / sum(kernel.size for kernel in kernels(final)[: len(dense)]))
+    if name == "gibbs-filter":
+        assert found == [72, 24, 0]  # half of 8 and three of 5 filters; the classifier keeps its units
+    elif name == "magnitude-global":
+        assert sum(found) == 100  # of 199
+    elif name != "gumbel":
+        assert found == [72, 20, 8]
+    else:
+        assert all(0 < count < kernel.size for count, kernel in zip(found, kernels(final), strict=True))
+    if name in FROZEN:  # every kernel is its frozen one under the mask, times its layer's scale; nothing else but statistics has moved
+        for start, kernel in zip(dense, kernels(final), strict=True):
+            ratio = kernel[kernel != 0] / start[kernel != 0]
+            assert np.allclose(ratio, ratio[0], rtol=1e-5)
+        for layer in ("norm", "dense", "scores"):
+            assert same(final.get_layer(layer).get_weights()[-1:] if layer != "norm" else final.get_layer(layer).get_weights()[:2], plain(model, layer))
+        assert not np.allclose(final.get_layer("norm").moving_mean, 0.0)
+
+
+def plain(model, layer):
+    weights = model.get_layer(layer).get_weights()
+    return weights[:2] if layer == "norm" else weights[-1:]
+
+
+@pytest.mark.parametrize("name, suffix", [("gibbs", "h5"), ("gumbel", "keras")])
+def test_a_checkpoint_strips_and_resumes_bit_for_bit(name, suffix, tmp_path):
+    checkpoint = tf_keras.callbacks.ModelCheckpoint(f"{tmp_path}/{{epoch}}.{suffix}")
+    pruned = compiled(kg_tfmot.prune(network(), METHODS[name], seed=1), graph=name == "gibbs")
+    fit(pruned, GibbsPruningCallback(epochs=3), checkpoint, epochs=3)
+    loaded = tf_keras.models.load_model(f"{tmp_path}/2.{suffix}")
+    stripped = sparse.strip_pruning(loaded)
+    assert np.array_equal(stripped(X), loaded(X)) and min(zeros(stripped)) > 0
+    fit(loaded, GibbsPruningCallback(epochs=3), epochs=3, initial_epoch=2)
+    assert same(loaded.get_weights(), pruned.get_weights())
+    assert same([v.numpy() for v in loaded.optimizer.variables], [v.numpy() for v in pruned.optimizer.variables])
+
+
+def test_the_callback_comes_before_checkpoints_and_other_checkpoints_are_folded(tmp_path):
+    pruned = compiled(kg_tfmot.prune(mlp(), kg.Gibbs(0.5), seed=1))
+    before = pruned.get_weights()
+    with pytest.raises(ValueError, match="before `ModelCheckpoint`"):
+        fit(pruned, tf_keras.callbacks.ModelCheckpoint(f"{tmp_path}/no.h5"), GibbsPruningCallback(), x=FLAT)
+    assert same(pruned.get_weights(), before)
+    per_batch = tf_keras.callbacks.ModelCheckpoint(f"{tmp_path}/batch.h5", save_freq=1)
+    fit(pruned, per_batch, GibbsPruningCallback(), x=FLAT, epochs=1)
+    loaded = tf_keras.models.load_model(f"{tmp_path}/batch.h5")
+    assert zeros(sparse.strip_pruning(loaded)) == [0, 0]
+    dense = kernels(sparse.strip_pruning(loaded))
+    kg_tfmot.fold(loaded)
+    assert zeros(sparse.strip_pruning(loaded)) == [24, 12]
+    assert same([masked.dense.numpy() for layer in pruned_layers(loaded) for masked in layer.masked], dense)
+
+
+def test_weights_that_others_write_after_folding_are_the_new_ones():
+    optimizer = tf_keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5)  # Keras writes the averages when the last epoch has ended
+    pruned = compiled(kg_tfmot.prune(mlp(), kg.Gibbs(0.5)), optimizer)
+    fit(pruned, GibbsPruningCallback(), x=FLAT)
+    assert zeros(sparse.strip_pruning(pruned)) == [24, 12]
+    other = mlp().get_layer("dense").get_weights()
+    pruned.layers[0].set_weights(other)
+    kg_tfmot.fold(pruned)
+    assert np.array_equal(pruned.layers[0].masked[0].dense.numpy(), other[0]) and zeros(sparse.strip_pruning(pruned)) == [24, 12]
+
+
+def test_a_mask_of_ones_trains_like_the_dense_model():
+    def regular():
+        model = mlp()
+        tf_keras.utils.set_random_seed(1)
+        first = layers.Dense(8, kernel_regularizer="l2", activity_regularizer="l1", input_shape=(6,))
+        return tf_keras.Sequential([first, layers.BatchNormalization(), *model.layers[1:]])
+
+    losses = [
+        fit(compiled(model), *callbacks, x=FLAT)["loss"]
+        for model, callbacks in ((regular(), ()), (kg_tfmot.prune(regular(), kg.Fixed()), [GibbsPruningCallback()]))
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_without_a_method_everything_is_tfmots_own():
+    schedule = sparse.PolynomialDecay(0.2, 0.6, 0, 3, frequency=1)
+    weights = []
+    for function in (sparse.prune_low_magnitude, kg_tfmot.prune_low_magnitude):
+        pruned = compiled(function(mlp(), schedule, block_size=(2, 1), block_pooling_type="MAX"))
+        fit(pruned, sparse.UpdatePruningStep(), x=FLAT)
+        weights.append(pruned.get_weights())
+    assert same(*weights)
+    assert isinstance(pruned.layers[0], kg_tfmot.Pruned) and "method" not in pruned.layers[0].get_config()
+    with pytest.raises(ValueError, match="type: object"):
+        kg_tfmot.prune_low_magnitude(object())
+
+
+def test_the_callbacks_of_tfmot_stand_beside_ours(tmp_path):
+    for callbacks in ([sparse.UpdatePruningStep(), GibbsPruningCallback()], [GibbsPruningCallback(), sparse.UpdatePruningStep()]):
+        if importlib.util.find_spec("tensorboard"):
+            callbacks.append(sparse.PruningSummaries(str(tmp_path)))
+        pruned = compiled(kg_tfmot.prune_low_magnitude(mlp(), method=kg.Gibbs(0.5)))
+        fit(pruned, *callbacks, x=FLAT)
+        assert pruned.layers[0].pruning_step == 4 and zeros(sparse.strip_pruning(pruned)) == [24, 12]
+        weight, mask, threshold = pruned.layers[0].pruning_vars[0]
+        assert mask.numpy().sum() == 24 and np.abs(weight.numpy()[mask == 1]).min() == threshold
+
+
+def test_a_training_loop_of_ones_own():
+    model = kg_tfmot.prune(mlp(), kg.Magnitude(kg.Polynomial(0.0, 0.75)))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="GibbsPruningCallback"):
+        model(FLAT, training=True)
+    model.optimizer = optimizer = tf_keras.optimizers.SGD(0.1)
+    callback = GibbsPruningCallback(epochs=2)
+    callback.set_model(model)
+    callback.on_train_begin()
+    found = []
+    for epoch in range(2):
+        callback.on_epoch_begin(epoch)
+        for batch in range(2):
+            callback.on_train_batch_begin(batch)
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf_keras.losses.sparse_categorical_crossentropy(Y, model(FLAT, training=True), from_logits=True))
+            optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True))
+        callback.on_epoch_end(epoch)
+        found.append(zeros(sparse.strip_pruning(model)))
+    callback.on_train_end()
+    assert found[0][0] < found[1][0] == 36 and zeros(sparse.strip_pruning(model)) == [36, 18]
+    with pytest.warns(UserWarning, match="not come to their end"):
+        kg_tfmot.fold(kg_tfmot.prune(mlp(), kg.Gibbs(0.5)))
+
+
+class Product(layers.Layer):
+    """A layer of the user's own, which says what is prunable in it."""
+
+    def build(self, input_shape):
+        self.table = self.add_weight("table", (input_shape[-1], 4))
+
+    def get_prunable_weights(self):
+        return [self.table]
+
+    def call(self, inputs):
+        return inputs @ self.table
+
+
+def test_every_weight_of_a_layer_has_masks_of_its_own(tmp_path):
+    inputs = tf_keras.Input((3, 4))
+    x = layers.MultiHeadAttention(2, 3)(inputs, value=inputs)
+    x = Product()(layers.SimpleRNN(4)(x))
+    pruned = compiled(kg_tfmot.prune(tf_keras.Model(inputs, x), kg.Gibbs(0.5, structure=kg.Kernel(), hamiltonian=kg.Independent())))
+    data = rng.normal(size=(32, 3, 4)).astype("float32")
+    fit(pruned, GibbsPruningCallback(), x=data, epochs=1)
+    pruned.save(tmp_path / "model.h5")
+    with tf_keras.utils.custom_object_scope({"Product": Product}):
+        loaded = tf_keras.models.load_model(tmp_path / "model.h5")
+    assert np.array_equal(loaded(data), pruned(data))
+    final = sparse.strip_pruning(loaded)
+    assert np.array_equal(loaded(data), final(data))
+    prunable = [weight.numpy() for layer in pruned_layers(loaded) for weight in layer.prunable_weights]
+    assert len(prunable) == 4 + 2 + 1 and all((weight == 0).mean() == 0.5 for weight in prunable)
+    draws = [masked.key.numpy().tolist() for layer in pruned_layers(loaded) for masked in layer.masked]
+    assert len({tuple(key) for key in draws}) == 7
+
+
+def test_masks_fall_along_the_filters_of_an_attention_head():
+    inputs = tf_keras.Input((3, 4))
+    model = tf_keras.Model(inputs, layers.Dense(2)(layers.MultiHeadAttention(2, 3, name="attention")(inputs, value=inputs)))
+    pruned = kg_tfmot.prune(model, kg.Gibbs(0.5, structure=kg.Filter(), hamiltonian=kg.Independent()))
+    with pytest.warns(UserWarning, match="not come to their end"):
+        kg_tfmot.fold(pruned)
+    *inner, output = pruned.get_layer("prune_low_magnitude_attention").prunable_weights
+    for weight in inner:  # (inputs, heads, size): a group is all that one entry of one head reads
+        assert np.isin((weight.numpy() != 0).sum(axis=0), (0, 4)).all() and (weight.numpy() == 0).mean() == 0.5
+    assert np.isin((output.numpy() != 0).sum(axis=(0, 1)), (0, 6)).all()
+
+
+def test_nested_models_and_shared_layers(tmp_path):
+    shared = layers.Dense(6)
+    inputs = tf_keras.Input((6,))
+    inner = tf_keras.Model(inputs, shared(shared(inputs)) * 2.0, name="inner")
+    inputs = tf_keras.Input((6,))
+    model = tf_keras.Model(inputs, layers.Dense(3)(layers.Dropout(0.2)(inner(inputs))))
+    pruned = compiled(kg_tfmot.prune(model, kg.Gibbs(0.5), where="dense"))
+    fit(pruned, GibbsPruningCallback(), x=FLAT, epochs=1)
+    final = sparse.strip_pruning(pruned)
+    assert final.get_config() == model.get_config() and zeros(final) == [18, 9]
+    assert np.array_equal(final(FLAT), pruned(FLAT))
+
+
+def test_mixed_precision_keeps_float32_masks():
+    tf_keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        pruned = compiled(kg_tfmot.prune(mlp(), kg.Gibbs(0.5)))
+    finally:
+        tf_keras.mixed_precision.set_global_policy("float32")
+    fit(pruned, GibbsPruningCallback(), x=FLAT, epochs=1)
+    final = sparse.strip_pruning(pruned)
+    assert zeros(final) == [24, 12] and final.layers[0].compute_dtype == "float16" and final.layers[0].kernel.dtype == "float32"
+
+
+def folded():
+    """A pruned and stripped network, by filling in its masks without training."""
+    pruned = kg_tfmot.prune(network(), kg.Magnitude(0.6))
+    kg_tfmot.fold(pruned)
+    return sparse.strip_pruning(pruned)
+
+
+def test_stripped_models_go_on_to_files(tmp_path):
+    final = folded()
+    expected = final(X)
+    final.save(tmp_path / "model.h5", include_optimizer=False)
+    tf.saved_model.save(final, str(tmp_path / "saved"))
+    assert np.array_equal(tf_keras.models.load_model(tmp_path / "model.h5", compile=False)(X), expected)
+    served = tf.saved_model.load(str(tmp_path / "saved")).signatures["serving_default"](tf.constant(X))
+    assert np.allclose(next(iter(served.values())), expected, atol=1e-5)
+    for optimizations in ([], [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]):
+        converter = tf.lite.TFLiteConverter.from_keras_model(final)
+        converter.optimizations = optimizations
+        interpreter = tf.lite.Interpreter(model_content=converter.convert())
+        entry, exit = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+        interpreter.resize_tensor_input(entry, X.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(entry, X)
+        interpreter.invoke()
+        assert np.allclose(interpreter.get_tensor(exit), expected, atol=1e-5)
+
+
+def test_quantisation_that_preserves_pruning_keeps_the_zeros():
+    final = folded()
+    before = [kernel == 0 for kernel in kernels(final)]
+    quantize = tfmot.quantization.keras
+    model = quantize.quantize_apply(quantize.quantize_annotate_model(final), tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme())
+    fit(compiled(model), epochs=1)
+    after = [kernel == 0 for kernel in kernels(model)]
+    assert len(before) == len(after) == 3 and all((now >= then).all() and then.any() for then, now in zip(before, after, strict=True))
+
+
+def test_clustering_that_preserves_sparsity_keeps_the_zeros():
+    final = folded()
+    before = [kernel == 0 for kernel in kernels(final)]
+    start = tfmot.clustering.keras.CentroidInitialization.LINEAR
+    model = cluster_weights(final, number_of_clusters=4, cluster_centroids_init=start, preserve_sparsity=True)
+    fit(compiled(model), epochs=1)
+    clustered = tfmot.clustering.keras.strip_clustering(model)
+    for then, now in zip(before, kernels(clustered), strict=True):
+        assert (now[then] == 0).all() and len(np.unique(now)) <= 4
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda: kg_tfmot.prune("model", kg.Gibbs(0.5)), TypeError, "tf_keras model"),
+        (lambda: kg_tfmot.prune(mlp(), 0.5), TypeError, "method"),
+        (lambda: kg_tfmot.prune(mlp(), kg.EDropout()), ValueError, "the whole model"),
+        (lambda: kg_tfmot.prune(kg_tfmot.prune(mlp(), kg.Gibbs(0.5)), kg.Gibbs(0.5)), ValueError, "already pruned"),
+        (lambda: kg_tfmot.prune(mlp(), kg.Gibbs(0.5), where="conv"), ValueError, "nothing to prune"),
+        (lambda: kg_tfmot.prune(mlp(), kg.Fixed({"none": np.ones((6, 8))})), ValueError, "none"),
+        (lambda: kg_tfmot.prune(tf_keras.Sequential([layers.Dense(3)]), kg.Gibbs(0.5)), ValueError, "not built"),
+        (lambda: kg_tfmot.prune_low_magnitude(mlp(), block_size=(2, 2), method=kg.Gibbs(0.5)), ValueError, "structure"),
+        (lambda: kg_tfmot.fold(mlp()), ValueError, "No layer"),
+        (lambda: fit(compiled(mlp()), GibbsPruningCallback(), x=FLAT), ValueError, "UpdatePruningStep"),
+    ],
+)
+def test_bad_input_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_schedule_beside_a_method_warns():
+    with pytest.warns(UserWarning, match="no effect beside `method`"):
+        kg_tfmot.prune_low_magnitude(mlp(), sparse.ConstantSparsity(0.9, 0), method=kg.Gibbs(0.5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kg_tfmot.prune_low_magnitude(mlp(), method=kg.Gibbs(0.5))

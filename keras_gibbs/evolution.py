@@ -1,5 +1,9 @@
 """Binary differential evolution: from a population of states and uniform noise to candidates, and from energies to survivors. Pure functions."""
 
+import math
+from collections.abc import Callable
+
+import numpy as np
 from keras import ops
 
 from keras_gibbs.randomness import Uniform
@@ -74,3 +78,60 @@ def select(population: Tensor, energies: Tensor, candidates: Tensor, costs: Tens
     """
     better = costs < energies
     return ops.where(better[:, None], candidates, population), ops.where(better, costs, energies)
+
+
+def start(method, size: int, seed) -> dict[str, tuple[np.ndarray, str]]:
+    """The state that a search of `size` bits starts from, as `{name: (value, dtype)}`.
+
+    `population` `(S, size)` and the `energies` of its states, infinite until they are scored; `generation`, how many populations were scored; `unchanged`,
+    for how many steps the best state has been the same; `converged`, 1 once the search has ended.
+    """
+    first = np.random.default_rng(seed).random((method.population, size)) < method.initial_keep
+    return {
+        "population": (first, "uint8"),
+        "energies": (np.full(method.population, np.inf), "float32"),
+        "generation": (0, "uint32"),
+        "unchanged": (0, "int32"),
+        "converged": (0, "uint8"),
+    }
+
+
+def advance(
+    method, state: dict[str, Tensor], applied: Tensor, over: Tensor, score: Callable[[Tensor], Tensor], key: Tensor, reduce: Callable[[Tensor], Tensor]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One step of the search.
+
+    Args:
+        method: An `EDropout`.
+        state: What `start` describes, as tensors.
+        applied: Bool tensor `(D,)`, the state in force.
+        over: Scalar bool, whether the time of the search has run out.
+        score: From states, bool `(N, D)`, to their energies on this batch, float32 `(N,)`. Not called once the search has ended.
+        key: Key of the noise, uint32 `(2,)`.
+        reduce: Applied to the energies, outside of any branch: the mean over replicas.
+
+    Returns:
+        The new state, and the bits to be in force, bool `(D,)`. Of a search that has ended nothing changes.
+    """
+    old, stored, size = ops.cast(state["population"], "bool"), state["energies"], method.population
+    ended = ops.logical_or(state["converged"] > 0, over)
+    candidates = propose(old, method.rule, method.mutation_rate, method.crossover, Uniform(key, state["generation"]))
+    candidates = ops.where(ops.equal(ops.cast(state["generation"], "int32"), 0), old, candidates)  # the first population is scored before it evolves
+    states = ops.concatenate([candidates, old]) if method.reevaluate_parents else candidates
+    costs = reduce(ops.cond(ended, lambda: ops.full(states.shape[:1], math.inf), lambda: score(states)))  # infinite ones are never accepted
+    if method.reevaluate_parents:
+        stored = ops.where(ended, stored, costs[size:])
+    population, energies = select(old, stored, candidates, costs[:size])
+    best = ops.where(ended, applied, ops.take(population, ops.argmin(energies), axis=0))
+    unchanged = ops.where(ops.all(ops.equal(best, applied)), state["unchanged"] + 1, 0)
+    converged = ops.logical_or(ended, ops.all(ops.equal(population, population[:1])))
+    if method.patience is not None:
+        converged = ops.logical_or(converged, unchanged >= method.patience)
+    new = {
+        "population": ops.cast(population, "uint8"),
+        "energies": energies,
+        "generation": ops.where(ended, state["generation"], state["generation"] + ops.ones((), "uint32")),
+        "unchanged": unchanged,
+        "converged": ops.cast(converged, "uint8"),
+    }
+    return new, best

@@ -11,7 +11,6 @@ from keras_gibbs import evolution
 from keras_gibbs.configuration import register
 from keras_gibbs.layers import Pruned, pruned_layers
 from keras_gibbs.objectives import Context
-from keras_gibbs.randomness import Uniform
 from keras_gibbs.search_checks import check_energy_batch, check_labels, ends_in
 from keras_gibbs.typing import Tensor
 
@@ -34,14 +33,9 @@ class SearchedModel(keras.Model):
         self.sequential = False  # True where the model that was pruned was a Sequential
         method, size = self.method, self._slices[-1].stop
         seed = [layer.seed for layer in self._searched]
-        first = np.random.default_rng(seed).random((method.population, size)) < method.initial_keep
         key = np.random.SeedSequence(seed).generate_state(2, np.uint32)
-        self._population = self._add_state("population", first, "uint8")
-        self._energies = self._add_state("energies", np.full(method.population, np.inf), "float32")
         self._key = self._add_state("search_key", key, "uint32")
-        self._generation = self._add_state("generation", 0, "uint32")  # how many populations were scored
-        self._unchanged = self._add_state("unchanged", 0, "int32")  # steps since the best state changed
-        self._converged = self._add_state("converged", 0, "uint8")
+        self._search_state = {name: self._add_state(name, *value) for name, value in evolution.start(method, size, seed).items()}
         self._first_trace = True
 
     @classmethod
@@ -81,17 +75,17 @@ class SearchedModel(keras.Model):
     @property
     def population(self) -> np.ndarray:
         """The states, bool `(S, D)`: one row a state, one column a filter or unit, in the order of the layers."""
-        return ops.convert_to_numpy(self._population.value).astype(bool)
+        return ops.convert_to_numpy(self._search_state["population"].value).astype(bool)
 
     @property
     def energies(self) -> np.ndarray:
         """The energies of the states, float32 `(S,)`, each from the batch on which its state was scored last; infinite before the first step."""
-        return ops.convert_to_numpy(self._energies.value)
+        return ops.convert_to_numpy(self._search_state["energies"].value)
 
     @property
     def converged(self) -> bool:
         """Whether the search has ended."""
-        return bool(ops.convert_to_numpy(self._converged.value))
+        return bool(ops.convert_to_numpy(self._search_state["converged"].value))
 
     def plain(self) -> keras.Model:
         """The same layers as an ordinary functional model."""
@@ -115,8 +109,8 @@ class SearchedModel(keras.Model):
 
     def restart(self) -> None:
         """Search on from the present population, after the search has ended."""
-        self._converged.assign(0)
-        self._unchanged.assign(0)
+        self._search_state["converged"].assign(0)
+        self._search_state["unchanged"].assign(0)
 
     # States.
 
@@ -139,32 +133,15 @@ class SearchedModel(keras.Model):
     def search(self, x, y) -> None:
         """Evolve the population on a batch and put its best state into the layers. Nothing else changes: not the weights, not the statistics of
         BatchNormalization, not the state of any noise but the search's own."""
-        method = self.method
-        old, stored = ops.cast(self._population.value, "bool"), self._energies.value
-        generation, ended = self._generation.value, ops.logical_or(self._converged.value > 0, self._searched[0].values()["searching"] <= 0)
-        candidates = evolution.propose(old, method.rule, method.mutation_rate, method.crossover, Uniform(self._key.value, generation))
-        candidates = ops.where(ops.equal(ops.cast(generation, "int32"), 0), old, candidates)  # the first population is scored before it evolves
-        states = ops.concatenate([candidates, old]) if method.reevaluate_parents else candidates
-        costs = ops.cond(ended, lambda: ops.full(states.shape[:1], math.inf), lambda: self.scores(states, x, y))
-        costs = _mean_over_replicas(costs)
-        size = method.population
-        if method.reevaluate_parents:
-            stored = ops.where(ended, stored, costs[size:])
-        population, energies = evolution.select(old, stored, candidates, costs[:size])
-        best = ops.take(population, ops.argmin(energies), axis=0)
-        same = ops.all(ops.equal(best, self.best_state() > 0))
-        unchanged = ops.where(same, self._unchanged.value + 1, 0)
-        converged = ops.logical_or(ended, ops.all(ops.equal(population, population[:1])))
-        if method.patience is not None:
-            converged = ops.logical_or(converged, unchanged >= method.patience)
-        best = ops.where(ended, self.best_state() > 0, best)
+        state = {name: variable.value for name, variable in self._search_state.items()}
+        ended = self._searched[0].values()["searching"] <= 0
+        state, best = evolution.advance(
+            self.method, state, self.best_state() > 0, ended, lambda states: self.scores(states, x, y), self._key.value, _mean_over_replicas
+        )
         for layer, part in zip(self._searched, self._slices, strict=True):
             layer.set_bits(best[part])
-        self._population.assign(ops.cast(population, "uint8"))
-        self._energies.assign(energies)
-        self._generation.assign(ops.where(ended, generation, generation + ops.ones((), "uint32")))
-        self._unchanged.assign(unchanged)
-        self._converged.assign(ops.cast(converged, "uint8"))
+        for name, value in state.items():
+            self._search_state[name].assign(value)
 
     def scores(self, states: Tensor, x, y) -> Tensor:
         """The energies of `states`, bool `(S, D)`, on the first `energy_batch` samples of a batch; float32 `(S,)`."""

@@ -240,7 +240,7 @@ def test_the_search_ends_after_its_share_of_training_and_the_best_state_stays(se
     states, energies = np.array([row[1] for row in watch.rows]), np.array([row[0] for row in watch.rows])
     assert (states[8:] == states[8]).all() and (energies[8:] == energies[8]).all() and (energies[1:8] != energies[8]).any()
     assert (states[8] == model.population[model.energies.argmin()]).all()
-    assert int(numpy(model._generation.value)) == 8
+    assert int(numpy(model._search_state["generation"].value)) == 8
 
 
 def test_the_callback_logs_the_search(searched):
@@ -255,7 +255,7 @@ def test_the_callback_logs_the_search(searched):
 
 def test_a_unanimous_population_ends_the_search():
     model = pruned()
-    model._population.assign(ops.repeat(model._population.value[:1], 5, axis=0))
+    model._search_state["population"].assign(ops.repeat(model._search_state["population"].value[:1], 5, axis=0))
     model.search(*(ops.convert_to_tensor(part[:16]) for part in images()))
     assert model.converged and len(np.unique(model.population, axis=0)) == 1
 

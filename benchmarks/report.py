@@ -54,17 +54,17 @@ def rows(suite, results):
         if not runs:
             continue
         final = {seed: run["final"] for seed, run in runs.items()}
-        row = {"variant": variant.name, "seeds": str(len(runs)), "top-1 %": spread([one["test"]["top1"] for one in final.values()], 100)}
-        row["top-5 %"] = spread([one["test"]["top5"] for one in final.values()], 100)
+        row = {"variant": variant.name, "seeds": str(len(runs))}
         paired = [seed for seed in final if seed in results.get("dense", {})]
-        if variant.name != "dense" and paired:
-            dense = results["dense"]
-            for name in ("top1", "top5"):
-                lost = [final[seed]["test"][name] - dense[seed]["final"]["test"][name] for seed in paired]
-                row[f"{name.replace('top', 'top-')} to dense, points"] = spread(lost, 100)
+        for name, text in (("top1", "top-1"), ("top5", "top-5"))[: 2 if suite.detailed else 1]:
+            row[f"{text} %"] = spread([one["test"][name] for one in final.values()], 100)
+            if variant.name != "dense" and paired:
+                lost = [final[seed]["test"][name] - results["dense"][seed]["final"]["test"][name] for seed in paired]
+                row[f"{text} to dense, points"] = spread(lost, 100)
         row["weights removed %"] = spread([one["sparsity"] for one in final.values()], 100)
-        unmasked = [one["test_unmasked"]["top1"] for one in final.values() if one["test_unmasked"]]
-        row["top-1 % without the mask"] = spread(unmasked, 100) if unmasked else ""
+        if suite.detailed:
+            unmasked = [one["test_unmasked"]["top1"] for one in final.values() if one["test_unmasked"]]
+            row["top-1 % without the mask"] = spread(unmasked, 100) if unmasked else ""
         if suite.reach is not None:
             reached = [epochs_to(run, suite.reach) for run in runs.values()]
             row[f"epochs to {100 * suite.reach:g} %"] = ", ".join("not reached" if epoch is None else str(epoch) for epoch in reached)
@@ -84,7 +84,7 @@ def describe(results):
 
 
 def headings(table):
-    return list(dict.fromkeys(name for row in table for name in row))
+    return list(dict.fromkeys(name for row in sorted(table, key=len, reverse=True) for name in row))
 
 
 def markdown(table):
@@ -102,7 +102,7 @@ def show(table, title):
         printed.add_column(name, justify="right" if index else "left")
     for row in table:
         printed.add_row(*(row.get(name, "") for name in headings(table)))
-    Console(width=160).print(printed)
+    Console(width=180).print(printed)
 
 
 def plot(results, suite, title, path):

@@ -47,6 +47,7 @@ class Suite:
         augmented: Whether training images are shifted and flipped.
         where: The layers that are pruned, as in `keras_gibbs.prune`.
         reach: A validation accuracy; the report says after how many epochs each variant came to it.
+        detailed: Whether the report has the top-5 accuracy, and that of the weights without their mask.
     """
 
     network: Callable
@@ -60,6 +61,7 @@ class Suite:
     augmented: bool = False
     where: Callable | None = None
     reach: float | None = None
+    detailed: bool = False
 
 
 def _fixed(method):
@@ -111,7 +113,7 @@ def _filters(network, dataset, epochs, rate=2e-3, augmented=False, compared=True
     variants = [Variant("dense", _fixed(None), rate), Variant("edropout", _fixed(kg.EDropout()), rate)]
     if compared:
         variants += [Variant("magnitude", _magnitude_filters, rate, ("edropout",)), Variant("random", _random_filters, rate, ("edropout",))]
-    return Suite(network, dataset, epochs, tuple(variants), augmented=augmented)
+    return Suite(network, dataset, epochs, tuple(variants), augmented=augmented, detailed=True)
 
 
 def _resnet18(shape, classes):

@@ -45,8 +45,9 @@ class Progress(keras.callbacks.Callback):
 def accuracy(model, images, labels):
     """Top-1 and top-5 accuracy of a model with logits, as fractions."""
     logits = model.predict(images, batch_size=500, verbose=0)
-    better = np.sum(logits > np.take_along_axis(logits, labels[:, None], 1), axis=1)
-    return {"top1": float(np.mean(better < 1)), "top5": float(np.mean(better < 5))}
+    right = np.take_along_axis(logits, labels[:, None], 1)
+    ahead = np.sum(~(logits < right), axis=1) - 1  # a tie, or a score that is no number, is not right
+    return {"top1": float(np.mean(ahead < 1)), "top5": float(np.mean(ahead < 5))}
 
 
 def unmasked(network, model):

@@ -108,9 +108,11 @@ def _random_filters(network, seed, earlier):
     return kg.Fixed(masks)
 
 
-def _filters(network, dataset, epochs, rate=2e-3, augmented=False, compared=True):
+def _filters(network, dataset, epochs, rate=2e-3, augmented=False, compared=True, normalized=True):
     """EDropout beside the dense network, and filters removed by magnitude and at random at the fraction that it came to."""
     variants = [Variant("dense", _fixed(None), rate), Variant("edropout", _fixed(kg.EDropout()), rate)]
+    if not normalized:  # where a small output is the better margin, the cross-entropy is no worse off
+        variants.append(Variant("edropout-cross-entropy", _fixed(kg.EDropout(objective=kg.CrossEntropyEnergy())), rate))
     if compared:
         variants += [Variant("magnitude", _magnitude_filters, rate, ("edropout",)), Variant("random", _random_filters, rate, ("edropout",))]
     return Suite(network, dataset, epochs, tuple(variants), augmented=augmented, detailed=True)
@@ -124,6 +126,8 @@ SUITES = {
     "extraction": _extraction(),
     "filters-fashion": _filters(_resnet18, "fashion_mnist", 8),
     "filters-resnet": _filters(_resnet18, "cifar10", 4, compared=False),
-    "filters-alexnet": _filters(lambda shape, classes: networks.alexnet(shape, classes, width=16), "cifar10", 8, rate=1e-3, compared=False),
-    "filters-squeezenet": _filters(lambda shape, classes: networks.squeezenet(shape, classes, width=32), "cifar10", 5, rate=1e-3, compared=False),
+    "filters-alexnet": _filters(lambda shape, classes: networks.alexnet(shape, classes, width=16), "cifar10", 8, rate=1e-3, compared=False, normalized=False),
+    "filters-squeezenet": _filters(
+        lambda shape, classes: networks.squeezenet(shape, classes, width=32), "cifar10", 5, rate=1e-3, compared=False, normalized=False
+    ),
 }

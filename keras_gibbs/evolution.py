@@ -80,13 +80,17 @@ def select(population: Tensor, energies: Tensor, candidates: Tensor, costs: Tens
     return ops.where(better[:, None], candidates, population), ops.where(better, costs, energies)
 
 
-def start(method, size: int, seed) -> dict[str, tuple[np.ndarray, str]]:
-    """The state that a search of `size` bits starts from, as `{name: (value, dtype)}`.
+def start(method, sizes: list[int], seed) -> dict[str, tuple[np.ndarray, str]]:
+    """The state that a search starts from, as `{name: (value, dtype)}`; `sizes` are the numbers of bits of the layers, D in all. No layer begins empty.
 
-    `population` `(S, size)` and the `energies` of its states, infinite until they are scored; `generation`, how many populations were scored; `unchanged`,
+    `population` `(S, D)` and the `energies` of its states, infinite until they are scored; `generation`, how many populations were scored; `unchanged`,
     for how many steps the best state has been the same; `converged`, 1 once the search has ended.
     """
-    first = np.random.default_rng(seed).random((method.population, size)) < method.initial_keep
+    rng = np.random.default_rng(seed)
+    first = rng.random((method.population, sum(sizes))) < method.initial_keep
+    for layer in np.split(first, np.cumsum(sizes)[:-1], axis=1):
+        for state in np.flatnonzero(~layer.any(axis=1)):
+            layer[state, rng.integers(layer.shape[1])] = True
     return {
         "population": (first, "uint8"),
         "energies": (np.full(method.population, np.inf), "float32"),
@@ -97,7 +101,13 @@ def start(method, size: int, seed) -> dict[str, tuple[np.ndarray, str]]:
 
 
 def advance(
-    method, state: dict[str, Tensor], applied: Tensor, over: Tensor, score: Callable[[Tensor], Tensor], key: Tensor, reduce: Callable[[Tensor], Tensor]
+    method,
+    state: dict[str, Tensor],
+    applied: Tensor,
+    over: Tensor,
+    score: Callable[[Tensor], Tensor],
+    key: Tensor,
+    reduce: Callable[[Tensor], Tensor],
 ) -> tuple[dict[str, Tensor], Tensor]:
     """One step of the search.
 

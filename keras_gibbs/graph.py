@@ -71,13 +71,13 @@ def leaves(model: keras.Model) -> list[keras.layers.Layer]:
     return list(found.values())
 
 
-def clone(model: keras.Model, replace: Callable[[keras.layers.Layer], keras.layers.Layer | None], sequential: bool = False) -> keras.Model:
+def clone(model: keras.Model, replace: Callable[[keras.layers.Layer], keras.layers.Layer | None], reform: Callable | None = None) -> keras.Model:
     """A new, uncompiled model of the same architecture with the same weights, names and `trainable` flags.
 
     Args:
         model: A built Sequential or Functional model. Nested ones are entered, shared layers stay shared, operations between layers are kept.
         replace: Gives the built layer that takes the place of `layer`, or None for a plain copy.
-        sequential: True makes a Sequential of a functional model that is a chain of layers.
+        reform: From a model, outer or nested, to the one whose graph is copied in its place, and whether that, a chain of layers, becomes a Sequential.
 
     Returns:
         A model of the same class; a subclass of `keras.Model` keeps its class where its constructor is the functional one, a subclass of Sequential becomes
@@ -102,7 +102,7 @@ def clone(model: keras.Model, replace: Callable[[keras.layers.Layer], keras.laye
         return copied
 
     def build(part):
-        chain = sequential and part is model
+        part, chain = reform(part) if reform else (part, False)
         if chain or isinstance(part, keras.Sequential):
             # A Sequential does not list its InputLayer.
             config, layers = (part.layers[0].get_config(), part.layers[1:]) if chain else (part.get_config()["layers"][0]["config"], part.layers)

@@ -206,9 +206,11 @@ def strip_pruning(model):
             f"`strip_pruning` rebuilds a model from its graph, and the subclassed model {type(model).__name__!r} has none. Build it once more "
             "without the wrappers, and give each layer the weights of `keras_gibbs.strip_pruning(wrapped_layer)`."
         )
-    sequential = isinstance(model, SearchedModel) and model.sequential
-    model = model.plain() if isinstance(model, SearchedModel) else model
-    return graph.clone(model, lambda layer: _strip(layer) if isinstance(layer, (Frozen, Pruned)) else None, sequential)
+
+    def reform(part):
+        return (part.plain(), part.sequential) if isinstance(part, SearchedModel) else (part, False)
+
+    return graph.clone(model, lambda layer: _strip(layer) if isinstance(layer, (Frozen, Pruned)) else None, reform)
 
 
 def _strip(wrapper):

@@ -39,7 +39,8 @@ class Context:
 class Objective(Configuration):
     """Base of the objectives: frozen dataclasses, called with a `Context`, that give float32 energies `(S,)`; lower is better.
 
-    Any callable of that form serves as well; what a subclass adds is `+`, and that it is saved with the model.
+    Any callable of that form serves as well; what a subclass adds is `+`. Both are saved with the model; one of your own must be registered with
+    `keras.saving.register_keras_serializable()`, or passed to `load_model` in `custom_objects`.
     """
 
     needs_classes = False  # True where the model must have one output of class logits
@@ -49,6 +50,9 @@ class Objective(Configuration):
 
     def __add__(self, other: "Objective") -> "Sum":
         return Sum((self, other))
+
+    def __radd__(self, other: Callable) -> "Sum":
+        return self if other == 0 else Sum((other, self))  # `sum` begins with 0
 
 
 @register
@@ -89,6 +93,8 @@ def _where_classes_exist(context, energies):
 @dataclasses.dataclass(frozen=True)
 class MarginEnergy(Objective):
     """How far the best wrong class is above the right one: the mean over the batch of max over k != y of f_k, less f_y. Negative is correct.
+
+    `sample_weight` and `class_weight` of `fit` do not enter. A label outside the classes makes the energy of the whole batch NaN, which no state accepts.
 
     Example:
 

@@ -31,11 +31,13 @@ class SearchedModel(keras.Model):
     def __init__(self, inputs, outputs, name=None, **kwargs):
         super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
         self.sequential = False  # True where the model that was pruned was a Sequential
-        method, size = self.method, self._slices[-1].stop
+        method = self.method
         seed = [layer.seed for layer in self._searched]
         key = np.random.SeedSequence(seed).generate_state(2, np.uint32)
         self._key = self._add_state("search_key", key, "uint32")
-        self._search_state = {name: self._add_state(name, *value) for name, value in evolution.start(method, size, seed).items()}
+        self._search_state = {
+            name: self._add_state(name, *value) for name, value in evolution.start(method, [layer.groups for layer in self._searched], seed).items()
+        }
         self._first_trace = True
 
     @classmethod
@@ -44,6 +46,8 @@ class SearchedModel(keras.Model):
         sequential = isinstance(pruned, keras.Sequential)
         model = cls(pruned.inputs[0], pruned.outputs[0], name=pruned.name) if sequential else cls(pruned.input, pruned.output, name=pruned.name)
         model.sequential = sequential
+        if not pruned.trainable:
+            model.trainable = False
         return model
 
     def _add_state(self, name, value, dtype):
@@ -85,11 +89,14 @@ class SearchedModel(keras.Model):
     @property
     def converged(self) -> bool:
         """Whether the search has ended."""
-        return bool(ops.convert_to_numpy(self._search_state["converged"].value))
+        return bool(ops.convert_to_numpy(self._search_state["converged"].value)) or self._searched[0].state("searching") <= 0
 
     def plain(self) -> keras.Model:
         """The same layers as an ordinary functional model."""
-        return keras.Model(self.input, self.output, name=self.name)
+        model = keras.Model(self.input, self.output, name=self.name)
+        if not self.trainable:
+            model.trainable = False
+        return model
 
     def figures(self) -> dict[str, float]:
         """What the callback logs: the energies of the best state and of the mean over the population, their difference, the kept fraction of the
@@ -100,17 +107,20 @@ class SearchedModel(keras.Model):
         return {"best_energy": best, "mean_energy": mean, "energy_spread": mean - best, "kept": kept, "converged": float(self.converged)}
 
     def check_energies(self) -> None:
-        """Raise `ValueError` where not one state has had a finite energy: labels outside the classes are the usual reason."""
-        if not np.isfinite(self.energies).any():
+        """Raise `ValueError` where states were scored, and not one had a finite energy: labels outside the classes are the usual reason."""
+        if int(self._search_state["generation"]) and not np.isfinite(self.energies).any():
             raise ValueError(
                 "No state of the population got a finite energy. Labels must be class numbers from 0 on, below the number of outputs, or one-hot rows, "
-                f"and the loss must be finite. Received: energies {self.energies} with outputs of shape {self.output_shape}."
+                "and as many as `energy_batch`; the loss must be finite. "
+                f"Received: energies {self.energies} with outputs of shape {self.output_shape}."
             )
 
     def restart(self) -> None:
-        """Search on from the present population, after the search has ended."""
-        self._search_state["converged"].assign(0)
-        self._search_state["unchanged"].assign(0)
+        """Begin another search, with a new population, after one has ended."""
+        seed = [int(self._search_state["generation"]), *(layer.seed for layer in self._searched)]
+        for name, (value, dtype) in evolution.start(self.method, [layer.groups for layer in self._searched], seed).items():
+            if name != "generation":
+                self._search_state[name].assign(np.asarray(value, dtype))
 
     # States.
 
@@ -134,9 +144,14 @@ class SearchedModel(keras.Model):
         """Evolve the population on a batch and put its best state into the layers. Nothing else changes: not the weights, not the statistics of
         BatchNormalization, not the state of any noise but the search's own."""
         state = {name: variable.value for name, variable in self._search_state.items()}
-        ended = self._searched[0].values()["searching"] <= 0
         state, best = evolution.advance(
-            self.method, state, self.best_state() > 0, ended, lambda states: self.scores(states, x, y), self._key.value, _mean_over_replicas
+            self.method,
+            state,
+            applied=self.best_state() > 0,
+            over=self._searched[0].values()["searching"] <= 0,
+            score=lambda states: self.scores(states, x, y),
+            key=self._key.value,
+            reduce=_mean_over_replicas,
         )
         for layer, part in zip(self._searched, self._slices, strict=True):
             layer.set_bits(best[part])
@@ -144,15 +159,14 @@ class SearchedModel(keras.Model):
             self._search_state[name].assign(value)
 
     def scores(self, states: Tensor, x, y) -> Tensor:
-        """The energies of `states`, bool `(S, D)`, on the first `energy_batch` samples of a batch; float32 `(S,)`."""
+        """The energies of `states`, bool `(N, D)`, on the first `energy_batch` samples of a batch; float32 `(N,)`. Infinite where one empties a layer."""
         method, count = self.method, self.method.energy_batch
         if count is not None:
             x, y = keras.tree.map_structure(lambda part: part[:count], (x, y))
         bits = ops.cast(states, "float32")
-        chunk = math.gcd(method.population_chunk, states.shape[0]) if method.population_chunk > 1 else 1
-        logits = self._looped(bits, x) if chunk == 1 else self._stacked(bits, x, chunk)
+        chunk = max(part for part in range(1, method.population_chunk + 1) if states.shape[0] % part == 0)
         context = Context(
-            logits=logits,
+            logits=self._looped(bits, x) if chunk == 1 else self._stacked(bits, x, chunk),
             labels=self._labels(y),
             bits=bits,
             layers={layer.name: part for layer, part in zip(self._searched, self._slices, strict=True)},
@@ -160,7 +174,11 @@ class SearchedModel(keras.Model):
             kernels={layer.name: layer.arranged_kernel() for layer in self._searched},
             features=lambda: self._features(x),
         )
-        return ops.cast(method.objective(context), "float32")
+        energies = ops.cast(method.objective(context), "float32")
+        if tuple(energies.shape) != (states.shape[0],):
+            raise ValueError(f"`objective` must give one energy a state, `({states.shape[0]},)`. Received: energies of shape {tuple(energies.shape)}.")
+        whole = ops.all(ops.stack([ops.any(states[:, part], axis=1) for part in self._slices]), axis=0)
+        return ops.where(whole, energies, math.inf)
 
     def _looped(self, bits, x):
         return ops.map(lambda state: self._logits(state, x), bits)
@@ -174,6 +192,8 @@ class SearchedModel(keras.Model):
 
     def _logits(self, state, x):
         outputs = self._run_under(self, state, x)
+        if getattr(self.method.objective, "needs_classes", False):
+            outputs = keras.tree.flatten(outputs)[0]
         return keras.tree.map_structure(lambda part: ops.cast(part, "float32"), _to_logits(self, outputs))
 
     def _run_under(self, model, state, x):
@@ -191,12 +211,13 @@ class SearchedModel(keras.Model):
         return self._run_under(model, self.best_state(), x)
 
     def _labels(self, y):
-        """Integer labels, from these or one-hot rows; other targets as they are."""
+        """Integer labels, from these or rows of probabilities, -1 for what is neither; other targets as they are."""
         if not getattr(self.method.objective, "needs_classes", False):
             return y
-        classes = self.output_shape[-1]
-        if len(y.shape) == 2 and y.shape[1] == classes and classes > 1:
-            return ops.argmax(y, axis=-1)
+        y, classes = keras.tree.flatten(y)[0], self.outputs[0].shape[-1]
+        if len(y.shape) == 2 and y.shape[1] == classes:
+            sums = ops.sum(ops.cast(y, "float32"), axis=-1)
+            return ops.where(ops.absolute(sums - 1.0) < 1e-3, ops.cast(ops.argmax(y, axis=-1), "int32"), -1)
         return ops.cast(ops.reshape(y, (-1,)), "int32")
 
     # Training.
@@ -239,14 +260,14 @@ class SearchedModel(keras.Model):
     def _check_data(self, x, y, batch_size):
         """Raise where the data given to `fit` are arrays, or batches that can be looked at, and do not fit the objective."""
         if isinstance(x, keras.utils.PyDataset):
-            first = x[0]
-            x, y, batch_size = first[0], first[1], None
-        if not hasattr(y, "shape") or not isinstance(y, (np.ndarray, type(ops.convert_to_tensor(0)))):
+            x, y = x[0][:2]
+            batch_size = len(keras.tree.flatten(y)[0])
+        leaves = keras.tree.flatten(y)
+        if not all(isinstance(leaf, (np.ndarray, type(ops.convert_to_tensor(0)))) for leaf in leaves):
             return
-        limit, size = self.method.energy_batch, min(len(y), batch_size or (32 if isinstance(x, np.ndarray) else len(y)))
-        check_energy_batch(limit, size)
+        check_energy_batch(self.method.energy_batch, min(len(leaves[0]), batch_size or 32))
         if getattr(self.method.objective, "needs_classes", False):
-            check_labels(ops.convert_to_numpy(y), self.output_shape[-1])
+            check_labels(ops.convert_to_numpy(leaves[0]), self.outputs[0].shape[-1])
 
     def _check_batch(self, x):
         size = keras.tree.flatten(x)[0].shape[0]

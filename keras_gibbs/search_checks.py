@@ -22,8 +22,8 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
     """Raise `ValueError` unless `labels` are class numbers below `classes`, or one-hot rows of that many."""
     way_out = "For other targets pass `EDropout(objective=...)` an objective of your own."
     if labels.ndim == 2 and labels.shape[1] == classes and classes > 1:
-        if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
-            raise ValueError(f"Labels of the shape of the outputs must be one-hot rows. Received: rows such as {labels[0]}. {way_out}")
+        if not (labels.min() >= 0 and np.allclose(labels.sum(axis=1), 1, atol=1e-3)):
+            raise ValueError(f"Labels of the shape of the outputs must be one-hot rows, or probabilities. Received: rows such as {labels[0]}. {way_out}")
         return
     if labels.size != len(labels) or not np.equal(np.mod(labels, 1), 0).all():
         raise ValueError(f"Labels must be class numbers `(n,)` or one-hot rows `(n, {classes})`. Received: labels of shape {labels.shape}. {way_out}")
@@ -63,15 +63,22 @@ def _check_outputs(model):
 
 
 def _check_stacked(model):
+    """Candidates that share a pass have their units masked on the way out: these must be 0 when removed, on the last axis, and nothing may draw noise."""
     for layer in graph.walk(model):
-        activation = getattr(layer, "activation", None)
-        if isinstance(layer, keras.layers.Dropout) or "Dropout" in type(layer).__name__ or "Noise" in type(layer).__name__ or _has_seed(layer):
+        if _has_seed(layer) and getattr(layer, "rate", None) != 0:
             raise ValueError(f"Candidates cannot share a forward pass where layer {layer.name!r} draws noise. Use `population_chunk=1`.")
-        if hasattr(layer, "kernel") and activation is not None and abs(float(activation(ops.zeros((1,)))[0])) > 0:
-            raise ValueError(
-                f"Candidates cannot share a forward pass where a removed unit is not 0: layer {layer.name!r} has {activation.__name__}(0) != 0. "
-                "Use `population_chunk=1`."
-            )
+    protected = graph.at_output(model)
+    for layer in graph.leaves(model):
+        if id(layer) in protected or not hasattr(layer, "kernel"):
+            continue
+        activation = getattr(layer, "activation", None)
+        if activation is not None and abs(float(activation(ops.zeros((1,)))[0])) > 0:
+            why = f"is not 0 when it is removed, since {activation.__name__}(0) != 0"
+        elif getattr(layer, "data_format", None) == "channels_first" or isinstance(layer, keras.layers.EinsumDense):
+            why = "is not an entry of the last axis"
+        else:
+            continue
+        raise ValueError(f"Candidates cannot share a forward pass where a unit of layer {layer.name!r} {why}. Use `population_chunk=1`.")
 
 
 def _has_seed(layer):

@@ -11,7 +11,7 @@ from keras_gibbs.evolution import LEAST, RULES
 from keras_gibbs.methods.base import PruningMethod, Spec
 from keras_gibbs.objectives import MarginEnergy, Objective
 from keras_gibbs.schedules import Linear
-from keras_gibbs.structures import Filter, layout_of
+from keras_gibbs.structures import DEPTHWISE, Filter, layout_of
 
 
 @register
@@ -24,8 +24,11 @@ class EDropout(PruningMethod):
     removed ones are still, and can come back while the search goes on. Once the search has ended the best state stays.
 
     The search sees the batch and the whole model, so `prune` returns a model of a class of its own, with everything `fit` needs; `strip_pruning` gives back the
-    form it had. Layers that feed an output of the model are left alone. With the default energy nothing rewards removing filters: about half go, since
-    states begin with half of their bits set. A budget is a term of the objective: `MarginEnergy() + KeepPenalty(0.5)`.
+    form it had. Layers that feed an output of the model are left alone, and none is ever emptied. With the default energy nothing rewards removing filters:
+    about half go, since states begin with half of their bits set. A budget is a term of the objective: `MarginEnergy() + KeepPenalty(0.5)`.
+
+    The default energy is the authors'. It grows with the scale of the logits, and before a network has learned anything a state with small outputs is the
+    better one: narrow networks without BatchNormalization may be held back by it (README.md has figures). `CrossEntropyEnergy()` does not do that.
 
     Args:
         population: Number of states S, at least 4. A search step costs S forward passes besides its own.
@@ -77,15 +80,20 @@ class EDropout(PruningMethod):
     def __post_init__(self):
         if isinstance(self.population, bool) or not isinstance(self.population, (int, np.integer)) or self.population < LEAST:
             raise ValueError(f"`population` must be an int of at least {LEAST}: a rival has three parents besides its own slot. Received: {self.population!r}.")
-        if not callable(self.objective):
-            raise TypeError(f"`objective` must be an object such as `MarginEnergy()`, or a callable. Received: objective={self.objective!r}.")
+        if not callable(self.objective) or isinstance(self.objective, type) or type(self.objective).__hash__ is None:
+            raise TypeError(f"`objective` must be an object such as `MarginEnergy()`, or a hashable callable. Received: objective={self.objective!r}.")
         if self.rule not in RULES:
             raise ValueError(f"`rule` must be one of {RULES}. Received: rule={self.rule!r}.")
         if not 0.0 < self.search <= 1.0:
             raise ValueError(f"`search` is a fraction of training, in (0, 1]. Received: search={self.search!r}.")
-        for name in ("crossover", "mutation_rate", "initial_keep"):
+        for name in ("crossover", "mutation_rate"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` is a probability, in [0, 1]. Received: {name}={getattr(self, name)!r}.")
+        if not 0.0 < self.initial_keep < 1.0:
+            raise ValueError(
+                "`initial_keep` is a probability between 0 and 1: with either of them all states are the same, and there is nothing to search. "
+                f"Received: initial_keep={self.initial_keep!r}."
+            )
         for name in ("patience", "energy_batch", "population_chunk"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
@@ -97,6 +105,10 @@ class EDropout(PruningMethod):
             )
 
     def check(self, layer, kernel_shape):
+        if isinstance(layer, DEPTHWISE):
+            raise ValueError(
+                f"EDropout removes filters, and a depthwise layer such as {layer.name!r} has none. Leave it out with `where=`. Received: {layer!r}."
+            )
         super().check(layer, kernel_shape)
         bias = getattr(layer, "bias", None)
         if bias is not None and kernel_shape is not None:
@@ -107,11 +119,17 @@ class EDropout(PruningMethod):
                     f"{tuple(bias.shape)} for outputs {outputs}."
                 )
 
+    def check_training(self, optimizer, layers):
+        if getattr(getattr(optimizer, "inner_optimizer", optimizer), "use_ema", False):
+            raise ValueError(
+                "EDropout keeps removed filters still, and an average of the weights moves them when `fit` ends. Pass an optimizer without `use_ema=True`."
+            )
+
     def schedules(self):
         return {"searching": Linear(1.0, 0.0, begin=self.search, end=self.search)}
 
     def state(self, shape):
-        return {"searching": Spec(1.0), "bits": Spec(np.ones(shape[2]), "uint8")}
+        return {name: Spec(value) for name, value in self.anneal(0.0).items()} | {"bits": Spec(np.ones(shape[2]), "uint8")}
 
     def unit_mask(self, state):
         return ops.cast(state["bits"], "float32")

@@ -98,6 +98,20 @@ def test_the_networks_for_small_images_are_those_of_their_names(name, trainable,
     assert len(kg.pruned_layers(small)) == pruned
 
 
+def test_ties_and_scores_that_are_no_numbers_are_not_right():
+    class Scores:
+        def __init__(self, rows):
+            self.rows = np.array(rows, "float32")
+
+        def predict(self, images, **kwargs):
+            return self.rows
+
+    labels = np.array([0, 1])
+    assert compare.accuracy(Scores([[3, 2, 1, 0, -1, -2, 5], [0, 9, 1, 2, 3, 4, 5]]), None, labels) == {"top1": 0.5, "top5": 1.0}
+    assert compare.accuracy(Scores(np.zeros((2, 7))), None, labels) == {"top1": 0.0, "top5": 0.0}
+    assert compare.accuracy(Scores(np.full((2, 7), np.nan)), None, labels) == {"top1": 0.0, "top5": 0.0}
+
+
 def test_results_are_readable_json(tmp_path):
     compare.write(tmp_path / "a" / "b.json", {"one": 1})
     assert json.loads((tmp_path / "a" / "b.json").read_text()) == {"one": 1}

@@ -288,6 +288,32 @@ def test_strip_says_that_no_callback_was_there():
         kg.strip_pruning(model)
 
 
+def test_no_layer_is_ever_empty():
+    method = kg.EDropout(population=4, initial_keep=0.01, objective=kg.KeepPenalty(0.001))
+    model = pruned(method)
+    assert all(model.population[:, part].any(axis=1).all() for part in model._slices)
+    fit(model, epochs=3)
+    assert all(model.population[np.isfinite(model.energies)][:, part].any(axis=1).all() for part in model._slices)
+    assert all(numpy(layer.bits).any() for layer in kg.pruned_layers(model))
+
+
+def test_a_search_inside_a_larger_model_is_stripped_with_it():
+    model = pruned()
+    fit(model, epochs=1)
+    inputs = keras.Input((8, 8, 2))
+    larger = keras.Model(inputs, layers.Dense(2)(model(inputs)))
+    stripped, x = kg.strip_pruning(larger), images()[0]
+    assert not kg.pruned_layers(stripped) and kg.sparsity(stripped) == kg.sparsity(larger) > 0
+    np.testing.assert_array_equal(stripped.predict(x, verbose=0), larger.predict(x, verbose=0))
+
+
+def test_a_frozen_model_stays_frozen():
+    model = network()
+    model.trainable = False
+    searched = kg.prune(model, kg.EDropout())
+    assert not searched.trainable and not kg.strip_pruning(searched).trainable
+
+
 # Saving
 
 
@@ -361,6 +387,7 @@ def test_regression_and_several_outputs_take_an_objective_of_their_own():
         ({"rule": "or"}, "rule"),
         ({"search": 0.0}, "fraction"),
         ({"crossover": 1.5}, "probability"),
+        ({"initial_keep": 1.0}, "nothing to search"),
         ({"patience": 5}, "reevaluate_parents=True"),
         ({"energy_batch": 0}, "positive int"),
         ({"population_chunk": -1}, "positive int"),
@@ -382,6 +409,22 @@ def test_outputs_that_are_no_class_logits_need_an_objective(model):
         kg.prune(model(), kg.EDropout())
 
 
+@pytest.mark.parametrize("objective", [kg.MarginEnergy, [1], "margin"])
+def test_what_is_no_objective_is_refused(objective):
+    with pytest.raises(TypeError, match="objective"):
+        kg.EDropout(objective=objective)
+
+
+def test_an_objective_gives_one_energy_a_state():
+    with pytest.raises(Exception, match="one energy a state"):
+        pruned(kg.EDropout(objective=lambda context: ops.sum(context.bits))).search(*images(4))
+
+
+def test_an_average_of_the_weights_would_move_removed_filters():
+    with pytest.raises(ValueError, match="use_ema"):
+        fit(compiled(pruned(), keras.optimizers.Adam(use_ema=True)))
+
+
 def test_models_that_cannot_be_searched_are_refused():
     class Own(keras.Model):
         pass
@@ -393,6 +436,10 @@ def test_models_that_cannot_be_searched_are_refused():
         kg.prune(layers.Dense(3), kg.EDropout())
     with pytest.raises(ValueError, match="nothing to prune"):
         kg.prune(keras.Sequential([keras.Input((4,)), layers.Dense(3)]), kg.EDropout())
+
+
+def test_candidates_share_a_pass_in_front_of_a_softmax():
+    assert kg.prune(network(head="softmax"), kg.EDropout(population_chunk=3)).method.population_chunk == 3
 
 
 @pytest.mark.parametrize("kwargs", [{"dropout": True}, {"activation": "sigmoid"}])

@@ -12,6 +12,7 @@ stripped model.
 import argparse
 import dataclasses
 import json
+import math
 import time
 from pathlib import Path
 
@@ -40,6 +41,20 @@ class Progress(keras.callbacks.Callback):
         passed, epochs = time.perf_counter() - self.start, self.params["epochs"]
         figures = ", ".join(f"{name} {logs[name]:.4f}" for name in ("loss", "val_accuracy", "sparsity") if name in logs)
         print(f"  epoch {epoch + 1}/{epochs}: {figures}; {passed / (epoch + 1) * (epochs - epoch - 1):.0f} s left", flush=True)
+
+
+class Stuck(keras.callbacks.Callback):
+    """Ends a run whose loss has been that of a guess for two epochs: all units are dead, and do not come back."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.guess, self.epochs = math.log(classes), 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs = self.epochs + 1 if abs(logs["loss"] - self.guess) < 1e-3 else 0
+        if self.epochs == 2:
+            print("  The loss is that of a guess: the run ends here.", flush=True)
+            self.model.stop_training = True
 
 
 def accuracy(model, images, labels):
@@ -81,7 +96,7 @@ def train(suite, variant, seed, earlier, images, folder=None):
     batches = data.Batches(x, y, scaling, batch_size=suite.batch, seed=seed, augmented=suite.augmented, steps=suite.steps)
     rate = keras.optimizers.schedules.CosineDecay(variant.rate, suite.epochs * len(batches))
     model.compile(keras.optimizers.Adam(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    callbacks = [batches.follow()] + ([] if method is None else [kg.GibbsPruningCallback()]) + [Progress()]
+    callbacks = [batches.follow()] + ([] if method is None else [kg.GibbsPruningCallback()]) + [Progress(), Stuck(CLASSES[suite.dataset])]
     if folder is not None:
         callbacks.append(keras.callbacks.BackupAndRestore(folder))
     start = time.perf_counter()

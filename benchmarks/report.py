@@ -119,7 +119,7 @@ def plot(results, suite, title, path):
         runs = list(results[name].values())
         one = runs[0]["configuration"]
         curves = [[100 * value for value in run["history"]["val_accuracy"]] for run in runs]
-        passes = [(epoch + 1) * one["steps"] * one["batch"] / one["train"] for epoch in range(len(curves[0]))]
+        passes = [(epoch + 1) * one["steps"] * one["batch"] / one["train"] for epoch in range(min(map(len, curves)))]  # a run may have ended early
         colour = pyplot.get_cmap("tab10")(index % 10)
         axes.plot(passes, [statistics.fmean(at) for at in zip(*curves)], styles[index // 5 % 4], color=colour, label=f"{name} ({len(runs)})")
         if len(runs) > 1:

@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from cases import JAX
 
 import keras_gibbs as kg
 
@@ -19,6 +20,8 @@ import arm64_latency  # noqa: E402
 import data  # noqa: E402
 import networks  # noqa: E402
 import step_cost  # noqa: E402
+
+pytestmark = pytest.mark.skipif(JAX, reason="nothing here depends on the backend, or TensorFlow is what it measures")
 
 
 def images(number, size=12):

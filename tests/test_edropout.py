@@ -152,7 +152,7 @@ def test_the_energies_are_those_of_the_stripped_candidates(head):
     model.search(x, y)
     population, energies = model.population, model.energies  # the first step scores the first population
     for state, energy in zip(population, energies, strict=True):
-        for layer, part in zip(model._searched, model._slices, strict=True):
+        for layer, part in model._parts:
             layer.set_bits(ops.convert_to_tensor(state[part]))
         scores = kg.strip_pruning(model).predict(numpy(x), verbose=0).astype("float64")
         right = scores[np.arange(16), numpy(y)]

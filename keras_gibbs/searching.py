@@ -66,17 +66,20 @@ class Searching:
     @property
     def population(self) -> np.ndarray:
         """The states, bool `(S, D)`: one row a state, one column a filter or unit, in the order of the layers."""
-        return ops.convert_to_numpy(self._search_state["population"]).astype(bool)
+        return self._read("population").astype(bool)
 
     @property
     def energies(self) -> np.ndarray:
         """The energies of the states, float32 `(S,)`, each from the batch on which its state was scored last; infinite before the first step."""
-        return ops.convert_to_numpy(self._search_state["energies"])
+        return self._read("energies")
 
     @property
     def converged(self) -> bool:
         """Whether the search has ended."""
-        return bool(ops.convert_to_numpy(self._search_state["converged"]))
+        return bool(self._read("converged"))
+
+    def _read(self, name):
+        return ops.convert_to_numpy(self._search_state[name])
 
     def figures(self) -> dict[str, float]:
         """What the callback logs: the energies of the best state and of the mean over the population, their difference, the kept fraction of the

@@ -48,6 +48,9 @@ class SearchedModel(Searching, tf_keras.Model):
     def layers_in_order(self) -> list[Pruned]:
         return [layer for layer in walk(self) if isinstance(layer, Pruned) and layer.method is not None]
 
+    def _read(self, name):
+        return self._search_state[name].numpy()
+
     # Candidates.
 
     def _logits(self, bits, x):

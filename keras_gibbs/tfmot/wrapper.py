@@ -97,7 +97,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
             build_attention(self.layer)
         self.prunable_weights = self.layer.get_prunable_weights() if self.prunable else []
         self.masked = [MaskedWeight(self, weight, index) for index, weight in enumerate(self.prunable_weights)]
-        if self.masked and self.method.searches_model and self.layer.bias is not None:
+        if self.masked and self.method.searches_model and getattr(self.layer, "bias", None) is not None:
             self.masked.append(MaskedWeight(self, self.layer.bias, 1, self.masked[0]))
         self._progress = self.add_state("progress", NEVER)
         self.folded = self.add_state("folded", False, "bool")

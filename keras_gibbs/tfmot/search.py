@@ -46,7 +46,7 @@ class SearchedModel(Searching, tf_keras.Model):
         )
 
     def layers_in_order(self) -> list[Pruned]:
-        return [layer for layer in walk(self) if isinstance(layer, Pruned) and layer.method is not None]
+        return [layer for layer in walk(self) if isinstance(layer, Pruned) and layer.method and layer.method.searches_model]
 
     def _read(self, name):
         return self._search_state[name].numpy()

@@ -5,7 +5,7 @@ import warnings
 import keras
 
 from keras_gibbs.model import distribute, pruned_layers, sparsity
-from keras_gibbs.search import SearchedModel
+from keras_gibbs.searching import Searching
 
 FEW_UPDATES = 5  # a schedule moved fewer times than this between its begin and its end jumps rather than anneals
 MANY_EPOCHS = 20  # from so many epochs on, "auto" moves schedules once an epoch
@@ -45,6 +45,7 @@ class Annealing:
     def on_train_begin(self, logs=None):
         layers = self.layers()
         self._layers = layers
+        self._check_search(layers)
         for method in {layer.method for layer in layers}:
             method.check_training(self.model.optimizer, [layer for layer in layers if layer.method == method])
         self._sparsity_moves = any("sparsity" in layer.method.moving() for layer in layers)
@@ -56,8 +57,18 @@ class Annealing:
         self._epoch, self._last_epoch, self._last_batch = None, None, 0
         self._over = None
 
+    def _check_search(self, layers):
+        if not isinstance(self.model, Searching) and any(layer.method.searches_model for layer in layers):
+            raise ValueError(
+                "EDropout searches a whole model: `keras_gibbs.prune(model, keras_gibbs.EDropout())` returns one that does, for tf_keras that of "
+                f"`keras_gibbs.tfmot`. Received: model {self.model.name!r} of class {type(self.model).__name__!r}, whose layers were wrapped one by one, or "
+                "which was built anew from such layers."
+            )
+
     def _begin(self):
         """Find out where the model stands; only now, since another callback may have restored it in `on_train_begin`."""
+        if self.restart and isinstance(self.model, Searching):
+            self.model.restart()
         self._over = not self.restart and all(layer.progress >= 1.0 for layer in self._layers)
         if not self._over:
             self._warn_of_jumps()
@@ -136,7 +147,13 @@ class Annealing:
         figures = [layer.figures() for layer in self.layers() if layer.built]
         names = dict.fromkeys(name for row in figures for name in row)
         means = {name: _mean(row[name] for row in figures if name in row) for name in names}
-        return {"sparsity": self.sparsity(), **means}
+        return {"sparsity": self.sparsity(), **means, **self._figures_of_search()}
+
+    def _figures_of_search(self):
+        if not isinstance(self.model, Searching):
+            return {}
+        self.model.check_energies()
+        return self.model.figures()
 
 
 class GibbsPruningCallback(Annealing, keras.callbacks.Callback):
@@ -172,26 +189,6 @@ class GibbsPruningCallback(Annealing, keras.callbacks.Callback):
                 " and call `fit` on the result."
             )
         return layers
-
-    def on_train_begin(self, logs=None):
-        super().on_train_begin(logs)
-        if not isinstance(self.model, SearchedModel) and any(layer.method.searches_model for layer in self._layers):
-            raise ValueError(
-                "EDropout searches a whole model: `keras_gibbs.prune(model, keras_gibbs.EDropout())` returns one that does. Received: model "
-                f"{self.model.name!r} of class {type(self.model).__name__!r}, whose layers were wrapped one by one, or which was built anew from such layers."
-            )
-
-    def _begin(self):
-        if self.restart and isinstance(self.model, SearchedModel):
-            self.model.restart()
-        super()._begin()
-
-    def _figures(self):
-        figures = super()._figures()
-        if isinstance(self.model, SearchedModel):
-            self.model.check_energies()
-            figures |= self.model.figures()
-        return figures
 
     def sparsity(self):
         return sparsity(self.model)

@@ -146,9 +146,9 @@ def _uncompiled(model):
 
 
 def output_layer(model):
-    """The layer, not itself a model, that gives the only output of a Sequential or Functional model; None where there are several."""
-    while has_graph(model):
-        if isinstance(model, keras.Sequential):
+    """The layer, not itself a model, that gives the only output of a Sequential or Functional model of Keras 3 or 2; None where there are several."""
+    while is_a(model, keras.Sequential, FUNCTIONAL):
+        if is_a(model, keras.Sequential):
             model = model.layers[-1]
         else:
             names = list(_names_of_outputs(model.get_config()["output_layers"]))

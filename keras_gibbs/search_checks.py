@@ -5,12 +5,13 @@ import numpy as np
 from keras import ops
 
 from keras_gibbs import graph
+from keras_gibbs.structures import is_a
 
 
 def ends_in(model) -> str | None:
     """The name of the activation on the output of a model with one output; None where it cannot be told."""
     layer = graph.output_layer(model)
-    return "softmax" if isinstance(layer, keras.layers.Softmax) else getattr(getattr(layer, "activation", None), "__name__", None)
+    return "softmax" if is_a(layer, keras.layers.Softmax) else getattr(getattr(layer, "activation", None), "__name__", None)
 
 
 def check_energy_batch(energy_batch, size):
@@ -32,27 +33,38 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
 
 
 def check_search(model, method) -> None:
-    """Raise `ValueError` where `method` cannot search `model` for a subnetwork."""
+    """Raise `ValueError` where `method` cannot search the Keras 3 `model` for a subnetwork."""
     if keras.backend.backend() not in ("tensorflow", "jax"):
         raise ValueError(f"EDropout trains on TensorFlow and JAX. Received: the {keras.backend.backend()} backend.")
     if not isinstance(model, keras.Model):
-        raise ValueError(
-            f"EDropout searches a whole model, and cannot prune a layer by itself. Received: layer {model.name!r}. Pass the model, and the layer by `where=`."
-        )
-    if graph.has_graph(model) and type(model) not in (keras.Sequential, graph.FUNCTIONAL):
-        raise ValueError(
-            f"EDropout needs a `train_step` of its own, which the class {type(model).__name__!r} of model {model.name!r} may have, too. Pass a plain copy: "
-            "`keras.Model(model.inputs, model.outputs)`."
-        )
+        raise ValueError(alone(model.name))
+    if graph.has_graph(model):
+        check_class(model, keras.Sequential, graph.FUNCTIONAL)
     if not (graph.has_graph(model) and model.built):
         return  # `prune` has words for these
-    if getattr(method.objective, "needs_classes", False):
-        _check_outputs(model)
+    check_outputs(model, method)
     if method.population_chunk > 1:
         _check_stacked(model)
 
 
-def _check_outputs(model):
+def alone(name: str) -> str:
+    """The message for a single layer called `name`."""
+    return f"EDropout searches a whole model, and cannot prune a layer by itself. Received: layer {name!r}. Pass the model, and the layer by `where=`."
+
+
+def check_class(model, *classes: type) -> None:
+    """Raise `ValueError` unless `model` is of one of the `classes` themselves: the search brings a `train_step`, and a subclass may have its own."""
+    if type(model) not in classes:
+        raise ValueError(
+            f"EDropout needs a `train_step` of its own, which the class {type(model).__name__!r} of model {model.name!r} may have, too. Pass a plain copy: "
+            f"`{classes[0].__module__.partition('.')[0]}.Model(model.inputs, model.outputs)`."
+        )
+
+
+def check_outputs(model, method) -> None:
+    """Raise `ValueError` where the objective compares class logits and `model`, of Keras 3 or 2, gives none."""
+    if not getattr(method.objective, "needs_classes", False):
+        return
     rule = "The energy of EDropout compares class logits: one output `(batch, classes)` of two classes or more"
     way_out = "Pass `EDropout(objective=...)` a callable from a `keras_gibbs.objectives.Context` to energies (S,)."
     shapes = [tuple(output.shape) for output in model.outputs]

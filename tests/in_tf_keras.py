@@ -1,5 +1,6 @@
 """Methods on tf_keras models, stripped by TF-MOT. Run by test_tfmot.py, in a process where TF-MOT may be imported."""
 
+import dataclasses
 import importlib.util
 import warnings
 
@@ -334,12 +335,160 @@ def test_clustering_that_preserves_sparsity_keeps_the_zeros():
         assert (now[then] == 0).all() and len(np.unique(now)) <= 4
 
 
+class Watch(tf_keras.callbacks.Callback):
+    """The energies, the bits in force and the weights of the searched layers, after every batch."""
+
+    def on_train_begin(self, logs=None):
+        self.rows = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        bits = [layer.unit_mask().numpy() > 0 for layer in pruned_layers(self.model)]
+        self.rows.append((self.model.energies, bits, [layer.layer.get_weights() for layer in pruned_layers(self.model)]))
+
+
+def biased():
+    """The network with biases that are not 0."""
+    model = network()
+    model.layers[4].bias.assign([0.1, -0.2, 0.3, 0.4, 0.5])
+    return model
+
+
+@pytest.fixture(scope="module")
+def searched():
+    """A model after three epochs of search on one batch and one without it; what `Watch` saw; the history. Weight decay moves what has no gradient."""
+    model, watch = kg_tfmot.prune(biased(), kg.EDropout(5, search=0.75), seed=1), Watch()
+    compiled(model, tf_keras.optimizers.AdamW(1e-2, weight_decay=0.1), graph=True)
+    history = model.fit(X, Y, batch_size=32, epochs=4, shuffle=False, verbose=0, validation_data=(X, Y), callbacks=[watch, GibbsPruningCallback()]).history
+    return model, watch.rows, history
+
+
+def test_the_population_evolves_until_the_search_ends(searched):
+    model, rows, history = searched
+    energies = np.array([row[0] for row in rows])
+    assert np.isfinite(energies[0]).all() and (np.diff(energies, axis=0) <= 0).all() and energies[2].mean() < energies[0].mean()
+    assert same(energies[2], energies[3]) and same(rows[2][1], rows[3][1]) and model.converged
+    best = model.population[model.energies.argmin()]
+    assert same(np.split(best, [8]), rows[3][1]) and 0 < best.sum() < 13
+    assert history["best_energy"] == pytest.approx(energies.min(axis=1)) and history["converged"][-1] == 1
+    kept = best[:8].sum() * 18 + best[8:].sum() * 9
+    assert history["kept"][-1] == pytest.approx(kept / (144 + 45))
+
+
+def test_what_is_removed_is_still_while_the_rest_trains(searched):
+    _, rows, _ = searched
+    moved = 0
+    for (_, _, before), (_, bits, after) in zip(rows, rows[1:]):
+        for one, kept, other in zip(before, bits, after, strict=True):
+            for start, end in zip(one, other, strict=True):
+                assert np.array_equal(start[..., ~kept], end[..., ~kept])
+                moved += int((start[..., kept] != end[..., kept]).all())
+    assert moved == 9  # kernel and bias of two layers, one without a bias, three times
+
+
+def test_the_best_state_is_stripped_by_tfmot(searched):
+    model, rows, history = searched
+    final = sparse.strip_pruning(model)
+    assert type(final) is type(tf_keras.Model(*[tf_keras.Input((1,))] * 2))
+    assert [type(layer) for layer in final.layers[1:]] == [type(layer) for layer in network().layers]
+    assert np.array_equal(final(X), model(X))
+    assert compiled(final).evaluate(X, Y, verbose=0) == pytest.approx(history["val_loss"][-1], abs=1e-6)
+    for name, kept, weights in zip(("conv", "dense"), rows[-1][1], rows[-1][2], strict=True):
+        for found, dense in zip(final.get_layer(name).get_weights(), weights, strict=True):
+            assert np.array_equal(found, np.where(kept, dense, 0.0))
+    assert history["sparsity"][-1] == pytest.approx(sum(zeros(final)[:2]) / (144 + 40)) and zeros(final)[2] == 0
+
+
+def nested():
+    inputs = tf_keras.Input((4, 4, 2))
+    return tf_keras.Model(inputs, layers.Dense(3)(layers.Dropout(0.2)(biased()(inputs))))  # mixes behind `scores`, which has bits for that
+
+
+@dataclasses.dataclass(frozen=True)
+class Features(kg.objectives.Objective):
+    """Looks at the feature maps, and counts for nothing."""
+
+    def __call__(self, context):
+        features = context.features()
+        assert features["conv"].shape == (32, 4, 4, 8) and context.layers["dense"] == slice(8, 13)
+        return 0.0 * context.logits[:, 0, 0]
+
+
+@pytest.mark.parametrize("build, units, objective", [(nested, 16, kg.MarginEnergy()), (biased, 13, kg.MarginEnergy() + Features())])
+def test_scoring_changes_the_search_only(build, units, objective):
+    model = kg_tfmot.prune(build(), kg.EDropout(4, reevaluate_parents=True, objective=objective), seed=1)
+    assert model.population.shape == (4, units)
+    before = model.get_weights()
+    tf.function(model.search)(tf.constant(X), tf.constant(Y))
+    changed = [weight.name for weight, value in zip(model.weights, before, strict=True) if not np.array_equal(weight.numpy(), value)]
+    assert {name.rsplit("/")[-1] for name in changed} == {"state_bits:0", "energies:0", "generation:0"}
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_energies_are_those_of_the_candidates_by_themselves(softmax):
+    model = tf_keras.Sequential([*mlp().layers, *([layers.Softmax()] if softmax else [])])
+    model.layers[0].bias.assign(rng.normal(size=8))
+    weights = model.layers[0].get_weights()
+    pruned = kg_tfmot.prune_low_magnitude(model, method=kg.EDropout(4, energy_batch=16))
+    pruned.search(tf.constant(FLAT), tf.one_hot(Y, 3))  # the first step scores the first population
+    for state, energy in zip(pruned.population, pruned.energies, strict=True):
+        plain = mlp()
+        plain.layers[0].set_weights([weight * state for weight in weights])
+        scores = plain(FLAT[:16]).numpy()
+        right = scores[np.arange(16), Y[:16]]
+        scores[np.arange(16), Y[:16]] = -np.inf
+        assert energy == pytest.approx((scores.max(axis=1) - right).mean(), abs=1e-5)
+
+
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+def test_a_search_goes_on_after_loading(suffix, tmp_path):
+    checkpoint = tf_keras.callbacks.ModelCheckpoint(f"{tmp_path}/{{epoch}}.{suffix}")
+    method = kg.EDropout(5, search=0.9, reevaluate_parents=True, patience=50)
+    pruned = compiled(kg_tfmot.prune(biased(), method, seed=1))
+    fit(pruned, GibbsPruningCallback(epochs=3), checkpoint, epochs=3)
+    loaded = tf_keras.models.load_model(f"{tmp_path}/1.{suffix}")
+    loaded.run_eagerly = True
+    stripped = sparse.strip_pruning(loaded)
+    assert loaded.method == method and not loaded.converged and np.array_equal(stripped(X), loaded(X)) and min(zeros(stripped)[:2]) > 0
+    fit(loaded, GibbsPruningCallback(epochs=3), epochs=3, initial_epoch=1)
+    assert same(loaded.get_weights(), pruned.get_weights())
+
+
+def test_a_search_ends_where_all_states_agree_and_can_begin_again():
+    pruned = compiled(kg_tfmot.prune(mlp(), kg.EDropout(4, initial_keep=1.0)))
+    assert fit(pruned, GibbsPruningCallback(), x=FLAT, epochs=1)["converged"] == [1.0] and zeros(sparse.strip_pruning(pruned)) == [0, 0]
+    assert int(pruned._search_state["generation"]) == 1
+    fit(pruned, GibbsPruningCallback(restart=True), x=FLAT, epochs=1)
+    assert int(pruned._search_state["generation"]) == 2
+
+
+def test_layers_that_cannot_lose_a_unit_stay_as_they_are():
+    inputs = tf_keras.Input((4, 4, 2))
+    x = layers.SeparableConv2D(3, 3)(layers.DepthwiseConv2D(3)(layers.Conv2D(4, 1, name="conv")(layers.ZeroPadding2D()(inputs))))
+    model = tf_keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    for pruned in (kg_tfmot.prune(model, kg.EDropout()), kg_tfmot.prune_low_magnitude(model, method=kg.EDropout())):
+        assert [layer.layer.name for layer in pruned_layers(pruned)] == ["conv"] and pruned.population.shape == (8, 4)
+
+
+def alone():
+    """A layer wrapped by itself."""
+    return tf_keras.Sequential([kg_tfmot.Pruned(layers.Dense(5), method=kg.EDropout(), input_shape=(6,)), layers.Dense(3)])
+
+
+def two_classes():
+    return tf_keras.Sequential([layers.Dense(4, input_shape=(6,)), layers.Dense(2)])
+
+
 @pytest.mark.parametrize(
     "call, error, message",
     [
         (lambda: kg_tfmot.prune("model", kg.Gibbs(0.5)), TypeError, "tf_keras model"),
         (lambda: kg_tfmot.prune(mlp(), 0.5), TypeError, "method"),
-        (lambda: kg_tfmot.prune(mlp(), kg.EDropout()), ValueError, "the whole model"),
+        (lambda: kg_tfmot.prune_low_magnitude(layers.Dense(3), method=kg.EDropout()), ValueError, "cannot prune a layer by itself"),
+        (lambda: kg_tfmot.prune(mlp(), kg.EDropout(population_chunk=2)), ValueError, "population_chunk=1"),
+        (lambda: kg_tfmot.prune(tf_keras.Sequential([layers.Dense(1, input_shape=(6,))]), kg.EDropout()), ValueError, "two classes or more"),
+        (lambda: fit(compiled(kg_tfmot.prune(mlp(), kg.EDropout(energy_batch=17))), GibbsPruningCallback(), x=FLAT), ValueError, "energy_batch=17"),
+        (lambda: fit(compiled(kg_tfmot.prune(two_classes(), kg.EDropout())), GibbsPruningCallback(), x=FLAT), ValueError, "from 0 to 2"),
+        (lambda: fit(compiled(alone()), GibbsPruningCallback(), x=FLAT), ValueError, "searches a whole model"),
         (lambda: kg_tfmot.prune(kg_tfmot.prune(mlp(), kg.Gibbs(0.5)), kg.Gibbs(0.5)), ValueError, "already pruned"),
         (lambda: kg_tfmot.prune(mlp(), kg.Gibbs(0.5), where="conv"), ValueError, "nothing to prune"),
         (lambda: kg_tfmot.prune(mlp(), kg.Fixed({"none": np.ones((6, 8))})), ValueError, "none"),

@@ -152,7 +152,7 @@ def test_the_energies_are_those_of_the_stripped_candidates(head):
     model.search(x, y)
     population, energies = model.population, model.energies  # the first step scores the first population
     for state, energy in zip(population, energies, strict=True):
-        for layer, part in zip(model._searched, model._slices, strict=True):
+        for layer, part in model._parts:
             layer.set_bits(ops.convert_to_tensor(state[part]))
         scores = kg.strip_pruning(model).predict(numpy(x), verbose=0).astype("float64")
         right = scores[np.arange(16), numpy(y)]
@@ -291,9 +291,9 @@ def test_strip_says_that_no_callback_was_there():
 def test_no_layer_is_ever_empty():
     method = kg.EDropout(population=4, initial_keep=0.01, objective=kg.KeepPenalty(0.001))
     model = pruned(method)
-    assert all(model.population[:, part].any(axis=1).all() for part in model._slices)
+    assert all(model.population[:, part].any(axis=1).all() for _, part in model._parts)
     fit(model, epochs=3)
-    assert all(model.population[np.isfinite(model.energies)][:, part].any(axis=1).all() for part in model._slices)
+    assert all(model.population[np.isfinite(model.energies)][:, part].any(axis=1).all() for _, part in model._parts)
     assert all(numpy(layer.bits).any() for layer in kg.pruned_layers(model))
 
 

@@ -99,7 +99,7 @@ class GibbsPruningCallback(Annealing, tf_keras.callbacks.Callback):
         return layers
 
     def sparsity(self):
-        weights = [masked.weight.numpy() for layer in self._built() for masked in layer.masked]
+        weights = [weight.numpy() for layer in self._built() for weight in layer.prunable_weights]
         return 1.0 - sum(int((weight != 0).sum()) for weight in weights) / sum(weight.size for weight in weights)
 
     def distribute(self, model, layers=None):

@@ -8,9 +8,13 @@ from tensorflow_model_optimization.python.core.sparsity.keras import prune_regis
 from tensorflow_model_optimization.python.core.sparsity.keras.prune import prune_low_magnitude as tfmot_prune_low_magnitude
 
 from keras_gibbs import graph
+from keras_gibbs.layers import SUPPORTED
 from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.model import selector
 from keras_gibbs.randomness import split
+from keras_gibbs.search_checks import alone
+from keras_gibbs.structures import is_a
+from keras_gibbs.tfmot.search import SearchedModel, check_search, walk
 from keras_gibbs.tfmot.weights import find_owner
 from keras_gibbs.tfmot.wrapper import DEFAULT_SCHEDULE, Pruned, check_method, is_supported
 
@@ -27,12 +31,13 @@ def prune(model, method: PruningMethod, where=None, seed: int | None = None):
 
     Returns:
         A new, uncompiled model of the same architecture with copies of the weights. The chosen layers are `Pruned`, named `prune_low_magnitude_<name>`.
-        A method that only learns masks wraps all layers with weights, to hold them still.
+        A method that only learns masks wraps all layers with weights, to hold them still. `EDropout` gives a functional model of a class of its own, whose
+        `train_step` searches.
 
     Raises:
         TypeError: For something that is not a tf_keras model, or not a method.
-        ValueError: For a model that is not built, subclassed or already pruned; for a method that needs more than a layer's kernel; when `where` matches
-            nothing that can be pruned.
+        ValueError: For a model that is not built, subclassed or already pruned; for one that the method cannot search; when `where` matches nothing that
+            can be pruned.
 
     Example:
 
@@ -52,10 +57,11 @@ def prune(model, method: PruningMethod, where=None, seed: int | None = None):
             f"`prune` rebuilds a model from its graph, and the subclassed model {type(model).__name__!r} has none. Wrap its layers where its constructor "
             "makes them:\n\n    self.dense = keras_gibbs.tfmot.Pruned(tf_keras.layers.Dense(128), method=keras_gibbs.Gibbs(sparsity=0.9))\n"
         )
-    if not model.built:
-        raise ValueError(f"Model {model.name!r} is not built, so its layers have no kernels yet. Give its first layer an `input_shape`.")
+    _check_built(model)
     if pruning_wrapper.collect_prunable_layers(model):
         raise ValueError(f"Model {model.name!r} is already pruned. Strip it first with TF-MOT's `strip_pruning(model)`.")
+    if method.searches_model:
+        check_search(model, method)
     seed = random.randrange(2**63) if seed is None else int(seed) % 2**64
     copy = tf_keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
@@ -67,7 +73,7 @@ def prune(model, method: PruningMethod, where=None, seed: int | None = None):
             return Pruned(layer, method=method.for_layer(layer), seed=split(seed, positions[id(layer)]))
         return Pruned(layer, method=method, prunable=False) if not method.trains_weights and layer.trainable_weights else layer
 
-    return rebuild(copy, wrap)
+    return _searched(rebuild(copy, wrap), method)
 
 
 def prune_low_magnitude(
@@ -84,7 +90,7 @@ def prune_low_magnitude(
 
     Without `method` it does what TF-MOT does, by TF-MOT's own code. With one, the layers are pruned by it; what else TF-MOT's function does stays as it is:
     the layers are wrapped, not copied, and a layer that TF-MOT does not know raises. Layers that feed the model's output are left out where the method's
-    structure removes outputs.
+    structure removes outputs. `EDropout` takes a built model, and leaves out what has no single kernel, too.
 
     Args:
         to_prune: A tf_keras model, layer or list of layers.
@@ -98,7 +104,7 @@ def prune_low_magnitude(
 
     Raises:
         TypeError: For something that is not a method.
-        ValueError: As TF-MOT, and for blocks or m by n sparsity beside a method.
+        ValueError: As TF-MOT, for blocks or m by n sparsity beside a method, and for `EDropout` on a layer or a list of them.
 
     Example:
 
@@ -114,7 +120,11 @@ def prune_low_magnitude(
         "block_pooling_type": block_pooling_type,
         "sparsity_m_by_n": sparsity_m_by_n,
     }
-    protected = _protected(to_prune, method) if method is not None and has_graph(to_prune) else set()
+    protected = set()
+    if method is not None and method.searches_model:
+        protected = _left_out_of_search(to_prune, method)
+    elif method is not None and has_graph(to_prune):
+        protected = _protected(to_prune, method)
 
     def wrap(layer, **arguments):
         method_here = None if method is None else method.for_layer(layer)
@@ -129,7 +139,7 @@ def prune_low_magnitude(
     if has_graph(to_prune):
         if pruning_policy:
             pruning_policy.ensure_model_supports_pruning(to_prune)
-        return rebuild(to_prune, visit)
+        return _searched(rebuild(to_prune, visit), method)
     if isinstance(to_prune, list):
         pruning_policy = None  # TF-MOT asks it about models only
         return [visit(layer) for layer in to_prune]
@@ -170,6 +180,24 @@ def fold(model) -> None:
         layer.fold()
 
 
+def _check_built(model):
+    if not model.built:
+        raise ValueError(f"Model {model.name!r} is not built, so its layers have no kernels yet. Give its first layer an `input_shape`.")
+
+
+def _searched(model, method):
+    return SearchedModel(model) if method is not None and method.searches_model else model
+
+
+def _left_out_of_search(to_prune, method):
+    if not has_graph(to_prune):
+        names = [getattr(layer, "name", layer) for layer in (to_prune if isinstance(to_prune, list) else [to_prune])]
+        raise ValueError(alone(", ".join(map(str, names))))
+    _check_built(to_prune)
+    check_search(to_prune, method)
+    return {id(layer) for layer in leaves(to_prune)} - _choose(to_prune, method, None)
+
+
 def _protected(model, method):
     return graph.at_output(model) if method.structure.removes_outputs else set()
 
@@ -186,6 +214,9 @@ def _choose(model, method, where) -> set[int]:
             continue
         if id(layer) in outputs:
             reasons.append(f"{layer.name}: feeds an output of the model, which would lose a unit")
+            continue
+        if method.searches_model and not is_a(layer, *SUPPORTED):
+            reasons.append(f"{layer.name}: {type(layer).__name__} has no single kernel")
             continue
         try:
             for weight in weights:
@@ -225,11 +256,7 @@ def has_graph(model) -> bool:
 
 def leaves(model) -> list[tf_keras.layers.Layer]:
     """The layers that `rebuild` can replace, in order, nested models entered, each once."""
-    found = {}
-    for layer in model.layers:
-        for leaf in leaves(layer) if has_graph(layer) else [layer]:
-            found.setdefault(id(leaf), leaf)
-    return list(found.values())
+    return walk(model, has_graph)
 
 
 def rebuild(model, replace):

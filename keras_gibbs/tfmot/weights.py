@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_gibbs.masks import Masks, compiled_masks
 from keras_gibbs.randomness import split
-from keras_gibbs.structures import layout_of
+from keras_gibbs.structures import Layout, layout_of
 
 CHANGED = 1e-3  # relative difference from which on a folded weight counts as written by someone else
 
@@ -19,20 +19,23 @@ class MaskedWeight:
     Args:
         wrapper: The `Pruned` layer that owns the variables.
         weight: The variable that is pruned.
-        index: Its position among the prunable weights of the layer.
+        index: Its position among the masked weights of the layer.
+        kernel: The `MaskedWeight` whose units `weight`, a bias, belongs to. It is kept and removed with them, by the kernel's state.
     """
 
     built = True  # as `distribute` asks
 
-    def __init__(self, wrapper, weight, index):
+    def __init__(self, wrapper, weight, index, kernel=None):
         self.wrapper, self.weight, self.method = wrapper, weight, wrapper.method
         self.owner, self.attribute = find_owner(wrapper.layer, weight)
         shape, dtype = tuple(weight.shape), tf.as_dtype(getattr(weight, "true_dtype", weight.dtype)).name
         value = weight.numpy()
         if not np.isfinite(value).all():
             raise ValueError(f"Weight {weight.name!r} holds NaN or infinite values, which have no rank. Prune the model from a healthy checkpoint.")
-        self.method.check(self.owner, shape)
-        self.masks = Masks(self.method, shape, layout_of(self.owner, len(shape)))
+        if kernel is None:
+            self.method.check(self.owner, shape)
+        layout = layout_of(self.owner, len(shape)) if kernel is None else Layout((), (), tuple(range(len(shape))))
+        self.masks = Masks(self.method, shape, layout)
 
         def add(name, *args, **kwargs):
             return wrapper.add_state(f"{name}_{index}" if index else name, *args, **kwargs)  # a layer's names must differ, or its file cannot be written
@@ -40,6 +43,9 @@ class MaskedWeight:
         self.mask = add("mask", np.ones(shape), dtype)
         self.threshold = add("threshold", 0.0, dtype)
         self.dense = add("dense", np.zeros(shape), dtype)
+        if kernel is not None:
+            self.key, self.state, self.learned = kernel.key, kernel.state, []
+            return
         seed = split(wrapper.seed, index)
         self.key = add("key", [seed & 0xFFFFFFFF, seed >> 32], "uint32")
         specs = self.method.state(self.masks.arranged_shape)
@@ -50,7 +56,7 @@ class MaskedWeight:
 
     def values(self):
         """The state as tensors."""
-        return {name: tf.convert_to_tensor(variable) for name, variable in self.state.items()}
+        return {name: tf.convert_to_tensor(variable) for name, variable in self.state.items()} | self.wrapper.candidate
 
     def _call(self, function, weight, *args):
         return compiled_masks(self.masks, function)(weight, self.values(), *args)
@@ -80,6 +86,10 @@ class MaskedWeight:
         for name, value in updates.items():
             self.state[name].assign(value)
         return kernel
+
+    def mode(self):
+        """The deterministic mask; the weight must hold W."""
+        return self._call("mode", tf.convert_to_tensor(self.weight))
 
     def infer(self):
         """The weight under the deterministic mask; the weight must hold W."""

@@ -54,6 +54,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
 
     method = None
     first_step = -1  # until a callback says that it is there
+    candidate = types.MappingProxyType({})  # the state of a candidate, for as long as a search scores it
 
     def __init__(
         self,
@@ -96,6 +97,8 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
             build_attention(self.layer)
         self.prunable_weights = self.layer.get_prunable_weights() if self.prunable else []
         self.masked = [MaskedWeight(self, weight, index) for index, weight in enumerate(self.prunable_weights)]
+        if self.masked and self.method.searches_model and getattr(self.layer, "bias", None) is not None:
+            self.masked.append(MaskedWeight(self, self.layer.bias, 1, self.masked[0]))
         self._progress = self.add_state("progress", NEVER)
         self.folded = self.add_state("folded", False, "bool")
         # What TF-MOT's callbacks use.
@@ -141,11 +144,15 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
 
     @tf.autograph.experimental.do_not_convert
     def _train(self):
+        if not self.candidate:
+            self._step()
+        return [masked.sample() for masked in self.masked]
+
+    def _step(self):
         tf.debugging.assert_non_negative(self.pruning_step, NO_CALLBACK)
         if not tf.distribute.has_strategy():  # a replica cannot write a mirrored weight; with a strategy the callback does it
             self.unfold()
         self.pruning_step.assign_add(1)
-        return [masked.sample() for masked in self.masked]
 
     @tf.autograph.experimental.do_not_convert
     def _infer(self):
@@ -208,6 +215,34 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         rows = [masked.figures() for masked in self.masked]
         return {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else ())}
 
+    # What a search uses.
+
+    @property
+    def groups(self) -> int:
+        """The number of units."""
+        return self.masked[0].masks.arranged_shape[2]
+
+    def values(self):
+        """The method's state, as tensors."""
+        return self.masked[0].values()
+
+    def unit_mask(self):
+        """Which units are kept, float32 `(groups,)`."""
+        return self.method.unit_mask(self.values())
+
+    def set_bits(self, bits) -> None:
+        """Keep the units of the bool tensor `bits`, `(groups,)`."""
+        self.masked[0].state["bits"].assign(tf.cast(bits, "uint8"))
+
+    def arranged_kernel(self):
+        """The kernel as methods see it: `(channels, positions, groups)`."""
+        kernel = self.masked[0]
+        return self.method.structure.arrange(tf.stop_gradient(kernel.weight), kernel.masks.layout)
+
+    def removed(self) -> list[tuple]:
+        """The masked variables, each with a mask of its own shape: 0 where the unit is removed."""
+        return [(masked.weight, masked.mode()) for masked in self.masked]
+
     # Variables and configuration.
 
     @property
@@ -266,11 +301,6 @@ def is_supported(layer) -> bool:
 
 
 def check_method(method) -> None:
-    """Raise unless `method` is one that needs no more than the kernels of single layers."""
+    """Raise `TypeError` unless `method` is one."""
     if not isinstance(method, PruningMethod):
         raise TypeError(f"`method` must be a pruning method such as `keras_gibbs.Gibbs(sparsity=0.9)`. Received: method={method!r}.")
-    if method.searches_model:
-        raise ValueError(
-            f"{type(method).__name__} finds masks by a search that sees the batch and the whole model, which `keras_gibbs.tfmot` does not have yet. "
-            f"Received: method={method!r}. Use it on a Keras 3 model with `keras_gibbs.prune`."
-        )

@@ -454,11 +454,12 @@ def test_a_search_goes_on_after_loading(suffix, tmp_path):
 
 
 def test_a_search_ends_where_all_states_agree_and_can_begin_again():
-    pruned = compiled(kg_tfmot.prune(mlp(), kg.EDropout(4, initial_keep=1.0)))
+    pruned = compiled(kg_tfmot.prune(mlp(), kg.EDropout(4)))
+    pruned._search_state["population"].assign(np.ones_like(pruned.population, "uint8"))
     assert fit(pruned, GibbsPruningCallback(), x=FLAT, epochs=1)["converged"] == [1.0] and zeros(sparse.strip_pruning(pruned)) == [0, 0]
     assert int(pruned._search_state["generation"]) == 1
     fit(pruned, GibbsPruningCallback(restart=True), x=FLAT, epochs=1)
-    assert int(pruned._search_state["generation"]) == 2
+    assert int(pruned._search_state["generation"]) > 1 and len(np.unique(pruned.population, axis=0)) > 1
 
 
 def test_layers_that_cannot_lose_a_unit_stay_as_they_are():

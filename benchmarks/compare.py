@@ -61,8 +61,10 @@ def accuracy(model, images, labels):
     """Top-1 and top-5 accuracy of a model with logits, as fractions."""
     logits = model.predict(images, batch_size=500, verbose=0)
     right = np.take_along_axis(logits, labels[:, None], 1)
-    ahead = np.sum(~(logits < right), axis=1) - 1  # a tie, or a score that is no number, is not right
-    return {"top1": float(np.mean(ahead < 1)), "top5": float(np.mean(ahead < 5))}
+    tied = (logits == right) & (np.arange(logits.shape[1]) < labels[:, None])  # of equal scores the first counts, as in `argmax`
+    ahead = np.sum((logits > right) | tied, axis=1)
+    known = np.isfinite(logits).all(axis=1)
+    return {"top1": float(np.mean(known & (ahead < 1))), "top5": float(np.mean(known & (ahead < 5)))}
 
 
 def unmasked(network, model):

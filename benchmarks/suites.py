@@ -125,7 +125,7 @@ def _resnet18(shape, classes):
 SUITES = {
     "extraction": _extraction(),
     "filters-fashion": _filters(_resnet18, "fashion_mnist", 8),
-    "filters-resnet": _filters(_resnet18, "cifar10", 4, compared=False),
+    "filters-resnet": _filters(_resnet18, "cifar10", 3, compared=False),
     "filters-alexnet": _filters(lambda shape, classes: networks.alexnet(shape, classes, width=16), "cifar10", 8, rate=1e-3, compared=False, normalized=False),
     "filters-squeezenet": _filters(
         lambda shape, classes: networks.squeezenet(shape, classes, width=32), "cifar10", 5, rate=1e-3, compared=False, normalized=False

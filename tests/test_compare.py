@@ -98,7 +98,7 @@ def test_the_networks_for_small_images_are_those_of_their_names(name, trainable,
     assert len(kg.pruned_layers(small)) == pruned
 
 
-def test_ties_and_scores_that_are_no_numbers_are_not_right():
+def test_a_tie_goes_to_the_first_class_and_scores_that_are_no_numbers_are_not_right():
     class Scores:
         def __init__(self, rows):
             self.rows = np.array(rows, "float32")
@@ -108,7 +108,8 @@ def test_ties_and_scores_that_are_no_numbers_are_not_right():
 
     labels = np.array([0, 1])
     assert compare.accuracy(Scores([[3, 2, 1, 0, -1, -2, 5], [0, 9, 1, 2, 3, 4, 5]]), None, labels) == {"top1": 0.5, "top5": 1.0}
-    assert compare.accuracy(Scores(np.zeros((2, 7))), None, labels) == {"top1": 0.0, "top5": 0.0}
+    assert compare.accuracy(Scores(np.zeros((2, 7))), None, labels) == {"top1": 0.5, "top5": 1.0}
+    assert compare.accuracy(Scores(np.zeros((2, 7))), None, labels + 5) == {"top1": 0.0, "top5": 0.0}
     assert compare.accuracy(Scores(np.full((2, 7), np.nan)), None, labels) == {"top1": 0.0, "top5": 0.0}
 
 

@@ -6,9 +6,11 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from cases import xla
 
 import keras_gibbs as kg
 
+without_xla = pytest.fixture(scope="module", autouse=True)(xla(False))
 STEPS = 4  # batches an epoch
 FIGURES = {"sparsity", "beta", "kept", "energy"}  # of Gibbs
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import JAX
+from cases import JAX, xla
 
 import keras_gibbs as kg
 
@@ -18,6 +18,8 @@ import data  # noqa: E402
 import networks  # noqa: E402
 import report  # noqa: E402
 import suites  # noqa: E402
+
+without_xla = pytest.fixture(scope="module", autouse=True)(xla(False))
 
 
 def tiny(shape, classes):

@@ -6,12 +6,13 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from cases import JAX
+from cases import JAX, xla
 from keras import layers, ops
 
 import keras_gibbs as kg
 from keras_gibbs.randomness import Uniform
 
+without_xla = pytest.fixture(scope="module", autouse=True)(xla(False))
 numpy = keras.ops.convert_to_numpy
 LEARNED = {"gumbel": kg.GumbelSoftmax, "supermask": kg.Supermask, "edge-popup": lambda **kwargs: kg.EdgePopup(0.5, **kwargs)}
 every_learned = pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in LEARNED.items()])

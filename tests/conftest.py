@@ -1,0 +1,13 @@
+"""The order of the tests."""
+
+LONGEST = (
+    "test_tf_keras_models",
+    "test_masks_of_a_random_network_read_digits",
+    "test_joint_training_at_ninety_percent",
+    "test_half_of_a_network_that_reads_digits",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest ones first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: not item.name.startswith(LONGEST))

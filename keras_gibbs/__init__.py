@@ -6,6 +6,9 @@ from keras_gibbs import sampling as sampling
 from keras_gibbs.advisor import Advice as Advice
 from keras_gibbs.advisor import advise as advise
 from keras_gibbs.callbacks import GibbsPruningCallback as GibbsPruningCallback
+from keras_gibbs.criteria import Criterion as Criterion
+from keras_gibbs.criteria import CurvatureEnergy as CurvatureEnergy
+from keras_gibbs.criteria import SquaredWeight as SquaredWeight
 from keras_gibbs.energies import FilterCoupling as FilterCoupling
 from keras_gibbs.energies import Hamiltonian as Hamiltonian
 from keras_gibbs.energies import Independent as Independent

@@ -8,6 +8,7 @@ from keras_gibbs.model import distribute, pruned_layers, sparsity
 from keras_gibbs.searching import Searching
 
 FEW_UPDATES = 5  # a schedule moved fewer times than this between its begin and its end jumps rather than anneals
+SHARING = 1 / 256  # of training, after which the layers share out anew what is kept
 MANY_EPOCHS = 20  # from so many epochs on, "auto" moves schedules once an epoch
 
 
@@ -48,14 +49,13 @@ class Annealing:
         self._check_search(layers)
         for method in {layer.method for layer in layers}:
             method.check_training(self.model.optimizer, [layer for layer in layers if layer.method == method])
-        self._sparsity_moves = any("sparsity" in layer.method.moving() for layer in layers)
         params = getattr(self, "params", None) or {}  # Keras 2 has none before `fit`
         self._horizon = self.epochs or params.get("epochs")
         if self._horizon is None:
             raise ValueError("In a training loop of your own nothing says how long it is. Received: epochs=None. Pass `GibbsPruningCallback(epochs=...)`.")
         self._steps = params.get("steps")
         self._epoch, self._last_epoch, self._last_batch = None, None, 0
-        self._over = None
+        self._over, self._shared = None, None
 
     def _check_search(self, layers):
         if not isinstance(self.model, Searching) and any(layer.method.searches_model for layer in layers):
@@ -140,8 +140,17 @@ class Annealing:
         for layer in self._layers:
             if layer.built:  # a subclassed model may build its layers in the first step; they start where schedules do
                 layer.anneal(progress)
-        if not self._every() or self._sparsity_moves:
+        if self._shared is None or progress - self._shared >= SHARING or progress < self._shared or self._settles(progress):
+            self._shared = progress
             self.distribute(model, self._layers)
+        for layer in self._layers:
+            if layer.built:
+                layer.settle()
+
+    def _settles(self, progress):
+        """Whether a method comes to hold its mask between the last sharing and `progress`."""
+        times = {layer.method.settle for layer in self._layers} - {None}
+        return any(self._shared < time <= progress for time in times)
 
     def _figures(self):
         figures = [layer.figures() for layer in self.layers() if layer.built]

@@ -100,7 +100,7 @@ class Pruned(keras.layers.Wrapper):
         self.method.check(self.layer, kernel.shape)
         self._masks = Masks(self.method, tuple(kernel.shape), layout_of(self.layer, len(kernel.shape)))
         for name, spec in self.method.state(self._masks.arranged_shape).items():
-            self._state[name] = self._add_state(name, spec.value, spec.dtype, spec.trainable)
+            self._state[name] = self._add_state(name, spec.value, spec.dtype, spec.trainable, spec.overwritten)
         self._progress = self._add_state("progress", NEVER)
         self._key = self._add_state("key", [self.seed & 0xFFFFFFFF, self.seed >> 32], "uint32")  # saved, so that a resumed run needs no seed
         self._draws = self._add_state("draws", 0, "uint32")  # how many masks were drawn
@@ -116,16 +116,18 @@ class Pruned(keras.layers.Wrapper):
             for variable in self.layer.trainable_variables:
                 variable.trainable = False
 
-    def _add_state(self, name, value, dtype="float32", trainable=False):
+    def _add_state(self, name, value, dtype="float32", trainable=False, overwritten=False):
         value = np.asarray(value, dtype)
+        follows_batch = trainable or overwritten
         return self.add_weight(
             name=name,
             shape=value.shape,
             dtype=dtype,
             initializer=lambda shape, dtype=None: ops.convert_to_tensor(value, dtype),
-            trainable=trainable,
+            trainable=follows_batch,
             autocast=False,
-            aggregation="mean" if trainable else "only_first_replica",  # replicas draw the same masks, so their state agrees
+            aggregation="mean" if follows_batch else "only_first_replica",  # replicas draw the same masks, so the rest of their state agrees
+            overwrite_with_gradient=overwritten,
         )
 
     def _call(self, function, *args):
@@ -241,10 +243,22 @@ class Pruned(keras.layers.Wrapper):
         values = self.method.anneal(progress)
         moving = self.method.moving()
         self._assign({name: values[name] for name in moving})
-        if "sparsity" in moving:
+        if "sparsity" in moving and self.method.scope == "layer":
             self._assign(self.method.targets(values, self.groups))
+        if self.settled and progress < self.method.settle:
+            self._assign({"settled": 0})
         self._progress.assign(progress)
         self.note_change()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the mask is held as it is."""
+        return self.method.settle is not None and bool(self.state("settled"))
+
+    def settle(self) -> None:
+        """Hold the deterministic mask of this moment from here on, where it is time to."""
+        if self.method.settle is not None and self.progress >= self.method.settle and not self.settled:
+            self._assign(self._call("hold"))
 
     def note_change(self) -> None:
         """Let the next inference step find its mask anew: the weights, or what is kept of them, have changed outside of a training step."""
@@ -260,7 +274,7 @@ class Pruned(keras.layers.Wrapper):
 
     def set_kept(self, kept: int) -> None:
         """Tell a ranking method how many groups this layer keeps."""
-        self._state["kept"].assign(kept)
+        self._assign(self.method.shared(kept, self.groups))
         self.note_change()
 
     @property
@@ -279,7 +293,7 @@ class Pruned(keras.layers.Wrapper):
     def is_short(self) -> bool:
         """Whether a ranking method keeps a group here only because it never removes all."""
         asked = self.method.anneal(max(0.0, self.progress)).get("sparsity")
-        return asked is not None and getattr(self.method, "scope", "layer") == "layer" and ranking.count_removed(self.groups, asked) >= self.groups
+        return asked is not None and self.method.scope == "layer" and ranking.count_removed(self.groups, asked) >= self.groups
 
     def waits(self) -> bool:
         """Whether the method has schedules that no callback has moved, or a sparsity that has not come to its end."""

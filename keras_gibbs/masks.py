@@ -48,7 +48,29 @@ class Masks:
         arranged = self._arrange(kernel)
         updates = self.method.measure(arranged, state, exact=False)
         mask = self.method.sample(arranged, state | updates, Uniform(key, draws))
-        return self.method.apply(kernel, ops.cast(self._restore(mask), kernel.dtype), state), updates
+        masked = self.method.apply(kernel, ops.cast(self._restore(mask), kernel.dtype), state)
+        return self._observed(masked, state), updates
+
+    def _observed(self, masked, state):
+        """`masked` itself; on the way back its gradient gives the state that the method observes, in place of the gradients of that state."""
+        names = self.method.observes
+        if not names:
+            return masked
+
+        @ops.custom_gradient
+        def observed(masked, *values):
+            def gradients(*args, upstream=None):
+                gradient = args[0] if upstream is None else upstream
+                updates = self.method.observe(self._arrange(gradient), dict(zip(names, values, strict=True)))
+                return gradient, *(updates[name] for name in names)
+
+            return masked * 1, gradients
+
+        return observed(masked, *(state[name] for name in names))
+
+    def hold(self, kernel: Tensor, state: State) -> State:
+        """The state of a method that settles, holding the deterministic mask of this moment."""
+        return {"held": ops.cast(self._arrange(self.mode(kernel, state))[:1, :1], "uint8"), "settled": np.uint8(1)}
 
     def infer(self, kernel: Tensor, state: State, moved: Tensor) -> tuple[Tensor, State]:
         """The kernel under the deterministic mask, and the state the mask rests on: found anew where `moved` is not 0, else as stored."""

@@ -163,7 +163,7 @@ def distribute(model, layers: list[Pruned] | None = None) -> None:
     Each layer is told how many groups it keeps; which ones, it finds itself, so that the total stays exact while the weights move on.
     """
     layers = pruned_layers(model) if layers is None else layers
-    layers = [layer for layer in layers if layer.built and getattr(layer.method, "scope", "layer") == "global"]
+    layers = [layer for layer in layers if layer.built and layer.method.scope == "global" and not layer.settled]
     for method in {layer.method for layer in layers}:
         members = [layer for layer in layers if layer.method == method]
         scores = [layer.scores() for layer in members]

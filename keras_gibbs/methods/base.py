@@ -1,6 +1,5 @@
 """What a pruning method is: a frozen configuration that says how a kernel and a little state become a mask."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,20 +10,12 @@ from keras import ops
 from keras_gibbs import ranking
 from keras_gibbs.configuration import Configuration
 from keras_gibbs.schedules import Schedule, as_schedule
+from keras_gibbs.specs import Spec
 from keras_gibbs.structures import Structure, Unstructured
 from keras_gibbs.typing import Tensor
 
 TRACKED_SIZE = 10_000  # from so many weights on, an unstructured layer tracks its threshold instead of searching it anew at every step
 TRACKED_TOLERANCE = 0.001  # of the weights
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """One state variable of a wrapper: its first value, which also gives shape and dtype, and whether an optimizer trains it."""
-
-    value: Any
-    dtype: str = "float32"
-    trainable: bool = False
 
 
 class PruningMethod(Configuration):
@@ -39,6 +30,7 @@ class PruningMethod(Configuration):
       follow from them;
     - `measure(kernel, state)` at every training step, for state that follows the kernel, such as a threshold;
     - `sample(kernel, state, uniform)` at every training step, for a mask;
+    - `observe(gradient, state)` at every training step, for state that follows from the gradient at the masked kernel;
     - `mode(kernel, state)` at inference and when stripping, for the one deterministic mask that the state stands for.
     """
 
@@ -46,6 +38,8 @@ class PruningMethod(Configuration):
     learns_masks = False  # True where masks have trainable variables of their own
     trains_weights = True  # False where the weights of the model stay as they are and only masks are learned
     searches_model = False  # True where masks are found by a search that sees the batch and the whole model
+    scope = "layer"  # "global" where the layers of a model share out what is kept
+    settle: float | None = None  # the progress from which the mask is held as it is, if ever; the state then has `held` and `settled`
     remembers: tuple[str, ...] = ()  # the state that `decide` gives, where a layer has it
 
     def check(self, layer: keras.layers.Layer, kernel_shape: tuple[int, ...] | None) -> None:
@@ -87,6 +81,19 @@ class PruningMethod(Configuration):
     def measure(self, kernel: Tensor, state: Mapping[str, Tensor], exact: bool) -> dict[str, Tensor]:
         """State that follows from the kernel. `exact=False` may refine the last step's values instead of computing them anew."""
         return {}
+
+    @property
+    def observes(self) -> tuple[str, ...]:
+        """The state that `observe` gives; its specs have `overwritten`."""
+        return ()
+
+    def observe(self, gradient: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state named in `observes`, after a step in which the loss had this gradient with respect to the masked kernel: removed weights have one too."""
+        return {}
+
+    def shared(self, kept: int, groups: int) -> dict[str, Any]:
+        """State of a layer of `groups` groups that is told how many of them it keeps."""
+        return {"kept": kept}
 
     def sample(self, kernel: Tensor, state: Mapping[str, Tensor], uniform) -> Tensor:
         """A random mask under the current state; the same as `mode` for a method without noise."""
@@ -147,7 +154,7 @@ def check_structure(structure) -> None:
 
 
 class RankedMethod(PruningMethod):
-    """A method whose final mask keeps exactly the top groups by mean squared weight: the base of `Gibbs` and `Magnitude`.
+    """A method whose final mask keeps exactly the groups of the highest scores.
 
     Of n groups `max(1, n - floor(sparsity * n + 0.5))` are kept; of equal groups the first.
     """
@@ -173,11 +180,11 @@ class RankedMethod(PruningMethod):
         return {"kept": ranking.count_kept(groups, values["sparsity"])}
 
     def scores(self, kernel: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """Mean squared weight of every group, `(1, 1, groups)`: energy in the language of Gibbs pruning."""
-        return ops.mean(kernel * kernel, axis=(0, 1), keepdims=True)
+        """What the groups are ranked by, float32 `(1, 1, groups)`."""
+        raise NotImplementedError
 
     def keys(self, kernel: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """The scores as integers of the same order: the bits themselves, since a squared weight is never negative."""
+        """The scores as integers of the same order: the bits themselves, where no score is negative."""
         return ops.view(ops.cast(self.scores(kernel, state), "float32"), dtype="int32")
 
     def track(self, kernel: Tensor, state: Mapping[str, Tensor], below: Tensor, guess: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from keras import ops
 
 from keras_gibbs.configuration import register
 from keras_gibbs.evolution import LEAST, RULES
-from keras_gibbs.methods.base import PruningMethod, Spec
+from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.objectives import MarginEnergy, Objective
 from keras_gibbs.schedules import Linear
+from keras_gibbs.specs import Spec
 from keras_gibbs.structures import DEPTHWISE, Filter, layout_of
 
 

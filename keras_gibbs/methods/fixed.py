@@ -7,7 +7,8 @@ import numpy as np
 from keras import ops
 
 from keras_gibbs.configuration import register
-from keras_gibbs.methods.base import PruningMethod, Spec
+from keras_gibbs.methods.base import PruningMethod
+from keras_gibbs.specs import Spec
 
 
 @register

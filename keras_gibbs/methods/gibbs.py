@@ -8,14 +8,17 @@ from keras import ops
 from keras_gibbs import ranking
 from keras_gibbs.configuration import register
 from keras_gibbs.energies import FilterCoupling, Hamiltonian, authors_hamiltonian
-from keras_gibbs.methods.base import RankedMethod, Spec, check_sparsity, check_structure
+from keras_gibbs.methods.weighing import WeighingMethod
 from keras_gibbs.schedules import Geometric, Schedule, as_schedule
-from keras_gibbs.structures import Structure, Unstructured, layout_of
+from keras_gibbs.specs import Spec
+from keras_gibbs.structures import layout_of
+
+SMALLEST = 1e-37  # of a number, before its logarithm is taken
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Gibbs(RankedMethod):
+class Gibbs(WeighingMethod):
     """Prune while training: every step draws a mask from a Gibbs distribution over the weights, annealed from noise to a decision.
 
     At inverse temperature beta a weight is kept with probability sigmoid(beta (w^2 - Q)), Q being the layer's `sparsity` quantile of w^2. A small beta
@@ -46,14 +49,14 @@ class Gibbs(RankedMethod):
     Reference: Labach & Valaee 2020, https://arxiv.org/abs/2006.04981; the authors' code j201/gibbs-pruning (equations not checked).
     """
 
-    sparsity: float | Schedule
-    structure: Structure = dataclasses.field(default=Unstructured(), kw_only=True)
     hamiltonian: Hamiltonian | None = dataclasses.field(default=None, kw_only=True)
     beta: float | Schedule | None = dataclasses.field(default=None, kw_only=True)
+    scale: str = dataclasses.field(default="absolute", kw_only=True)
 
     def __post_init__(self):
-        check_sparsity(self.sparsity)
-        check_structure(self.structure)
+        super().__post_init__()
+        if self.scale not in ("absolute", "log"):
+            raise ValueError(f"`scale` must be 'absolute' or 'log'. Received: scale={self.scale!r}.")
         if not isinstance(self.law, Hamiltonian):
             raise TypeError(f"`hamiltonian` must be an object such as `KernelCoupling(c=0.01)`. Received: hamiltonian={self.hamiltonian!r}.")
         self.law.check(self.structure)
@@ -72,7 +75,9 @@ class Gibbs(RankedMethod):
 
     def schedules(self):
         beta = self.beta
-        if beta is None:
+        if beta is None and self.scale == "log":
+            beta = Geometric(1.0, 50.0, end=0.64)
+        elif beta is None:
             beta = Geometric(10**-2.5, 1.0, end=0.64) if isinstance(self.law, FilterCoupling) else Geometric(1.0, 1e4, end=0.64)
         return super().schedules() | {"beta": as_schedule(beta)}
 
@@ -83,6 +88,9 @@ class Gibbs(RankedMethod):
         rank, offset = ranking.quantile_position(groups, values["sparsity"])
         return super().targets(values, groups) | {"quantile_rank": rank, "quantile_offset": offset}
 
+    def shared(self, kept, groups):
+        return {"kept": kept, "quantile_rank": min(groups - kept, groups - 1), "quantile_offset": 0.0}
+
     def measure(self, kernel, state, exact):
         """Q: exact, or within 0.001 of the right fraction of the weights, found from the last step's."""
         if exact or "cut_key" not in state:
@@ -91,11 +99,13 @@ class Gibbs(RankedMethod):
         return {"threshold": ranking.from_key(key), "cut_key": key}  # near the cut too: inference starts its search there
 
     def field(self, kernel, state):
-        """b = Q - w^2, per spin: positive where the weight should go."""
-        energy = self.scores(kernel, state) if self.law.one_spin_per_group else kernel * kernel
-        return state["threshold"] - energy
+        """b, per spin: positive where the weight should go."""
+        worth = self.scores(kernel, state) if self.law.one_spin_per_group else self.worth(kernel, state)
+        if self.scale == "log":
+            return ops.log(ops.maximum(state["threshold"], SMALLEST)) - ops.log(ops.maximum(worth, SMALLEST))
+        return state["threshold"] - worth
 
-    def sample(self, kernel, state, uniform):
+    def draw(self, kernel, state, uniform):
         mask = self.law.sample(self.field(kernel, state), state["beta"], uniform)
         return ops.where(state["sparsity"] > 0, mask, 1.0)
 

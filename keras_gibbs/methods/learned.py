@@ -8,7 +8,8 @@ import numpy as np
 from keras import ops
 
 from keras_gibbs import ranking
-from keras_gibbs.methods.base import RankedMethod, Spec, check_structure
+from keras_gibbs.methods.base import RankedMethod, check_structure
+from keras_gibbs.specs import Spec
 from keras_gibbs.structures import Structure, Unstructured, is_a
 from keras_gibbs.typing import Tensor
 

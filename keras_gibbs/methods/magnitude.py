@@ -3,14 +3,12 @@
 import dataclasses
 
 from keras_gibbs.configuration import register
-from keras_gibbs.methods.base import RankedMethod, check_sparsity, check_structure
-from keras_gibbs.schedules import Schedule
-from keras_gibbs.structures import Structure, Unstructured
+from keras_gibbs.methods.weighing import WeighingMethod
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Magnitude(RankedMethod):
+class Magnitude(WeighingMethod):
     """Keep the largest weights. The mask follows the weights at every training step, and removed weights are kept under it and can return.
 
     TF-MOT's `prune_low_magnitude` differs: it overwrites the weights with the masked ones every 100 steps, lets the gradient of removed weights
@@ -18,12 +16,14 @@ class Magnitude(RankedMethod):
 
     Args:
         sparsity: Fraction of the groups that is removed, in [0, 1), or a `Schedule` of it: `Polynomial(0.0, 0.9, end=0.5)` is gradual pruning.
-        structure: `Unstructured()`, `Kernel()` or `Filter()`; groups are ranked by their mean squared weight.
+        structure: `Unstructured()`, `Kernel()` or `Filter()`; groups are ranked by the mean worth of their weights.
+        criterion: What a weight is worth: `SquaredWeight()`, or `CurvatureEnergy()` for what the loss would lose with it.
         scope: `"layer"` removes the same fraction in every layer. `"global"` ranks the groups of all wrapped layers together: how many each layer keeps
-            is decided by `prune`, and again whenever `GibbsPruningCallback` moves, before validation and at the end of `fit`. A layer may lose all.
+            is decided by `prune`, and again by `GibbsPruningCallback` while it moves, before validation and at the end of `fit`. A layer may lose all.
+        settle: The progress of training, in (0, 1], from which the mask is held as it is and only the kept weights train on; None for never.
 
     Raises:
-        ValueError: For a sparsity outside [0, 1) or an unknown scope.
+        ValueError: For a sparsity or a `settle` outside its range, or an unknown scope.
 
     Example:
 
@@ -32,18 +32,8 @@ class Magnitude(RankedMethod):
     Reference: Zhu & Gupta 2017, https://arxiv.org/abs/1710.01878.
     """
 
-    sparsity: float | Schedule
-    structure: Structure = dataclasses.field(default=Unstructured(), kw_only=True)
-    scope: str = dataclasses.field(default="layer", kw_only=True)
-
-    def __post_init__(self):
-        check_sparsity(self.sparsity)
-        check_structure(self.structure)
-        if self.scope not in ("layer", "global"):
-            raise ValueError(f"`scope` must be 'layer' or 'global'. Received: scope={self.scope!r}.")
-
     def measure(self, kernel, state, exact):
         return self.measure_cut(kernel, state, exact)
 
-    def sample(self, kernel, state, uniform):
-        return self.mode(kernel, state)
+    def draw(self, kernel, state, uniform):
+        return self.top(kernel, state)

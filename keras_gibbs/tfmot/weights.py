@@ -108,8 +108,10 @@ class MaskedWeight:
         """Take over the annealed `values` of the scheduled quantities."""
         moving = self.method.moving()
         updates = {name: values[name] for name in moving}
-        if "sparsity" in moving:
+        if "sparsity" in moving and self.method.scope == "layer":
             updates |= self.method.targets(values, self.masks.arranged_shape[2])
+        if self.settled and self.progress < self.method.settle:
+            updates |= {"settled": 0}
         for name, value in updates.items():
             self.state[name].assign(value)
 
@@ -129,7 +131,19 @@ class MaskedWeight:
 
     def set_kept(self, kept):
         """Tell a ranking method how many groups this weight keeps."""
-        self.state["kept"].assign(kept)
+        for name, value in self.method.shared(kept, self.masks.arranged_shape[2]).items():
+            self.state[name].assign(value)
+
+    @property
+    def settled(self):
+        """Whether the mask is held as it is."""
+        return self.method.settle is not None and bool(self.state["settled"].numpy())
+
+    def settle(self):
+        """Hold the deterministic mask of this moment from here on, where it is time to."""
+        if self.method.settle is not None and self.progress >= self.method.settle and not self.settled:
+            for name, value in self._call("hold", self.dense_values()).items():
+                self.state[name].assign(value)
 
 
 def find_owner(layer, weight):

@@ -202,9 +202,14 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
     def anneal(self, progress: float) -> None:
         """Move every scheduled quantity to its value at `progress` in [0, 1]."""
         values = self.method.anneal(progress)
+        self._progress.assign(progress)
         for masked in self.masked:
             masked.anneal(values)
-        self._progress.assign(progress)
+
+    def settle(self) -> None:
+        """Hold the masks of this moment from here on, where it is time to."""
+        for masked in self.masked:
+            masked.settle()
 
     def waits(self) -> bool:
         """Whether the method has schedules that no callback has moved, or a sparsity that has not come to its end."""
@@ -301,6 +306,8 @@ def is_supported(layer) -> bool:
 
 
 def check_method(method) -> None:
-    """Raise `TypeError` unless `method` is one."""
+    """Raise `TypeError` unless `method` is one, `ValueError` for one that tf_keras cannot serve."""
     if not isinstance(method, PruningMethod):
         raise TypeError(f"`method` must be a pruning method such as `keras_gibbs.Gibbs(sparsity=0.9)`. Received: method={method!r}.")
+    if method.observes:
+        raise ValueError(f"The optimizers of tf_keras cannot hand a criterion its gradients: use it with Keras 3. Received: method={method.brief()}.")

@@ -1,0 +1,94 @@
+"""Criteria: what a weight is worth, by which methods decide what stays.
+
+A criterion looks at one kernel, arranged as `(channels, positions, groups)`, and may keep state that follows the gradients of training. A new one is one
+small class:
+
+>>> @keras.saving.register_keras_serializable(package="my_project")
+... @dataclasses.dataclass(frozen=True)
+... class AbsoluteWeight(kg.Criterion):
+...     def worth(self, kernel, state):
+...         return keras.ops.absolute(kernel)
+>>> kg.Magnitude(0.9, criterion=AbsoluteWeight())
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from keras_gibbs.configuration import Configuration, register
+from keras_gibbs.specs import Spec
+from keras_gibbs.typing import Tensor
+
+TINY = 1e-20  # far below any squared gradient: where none was seen yet, weights compare by their squares alone
+
+
+class Criterion(Configuration):
+    """Base of the criteria; a subclass is a frozen dataclass of its constants."""
+
+    def worth(self, kernel: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """What every weight is worth: float32, not negative, in the shape of `kernel`."""
+        raise NotImplementedError
+
+    def state(self, shape: tuple[int, int, int]) -> dict[str, Spec]:
+        """State variables that follow the gradients, for a kernel of `shape`; every one with `overwritten=True`."""
+        return {}
+
+    def observe(self, gradient: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state after a training step in which the loss had `gradient` with respect to the masked kernel, float32 in the kernel's arranged shape."""
+        return {}
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class SquaredWeight(Criterion):
+    """w^2: magnitude pruning, and the energy of Gibbs pruning (gibbs_pruning.py:104-126).
+
+    Example:
+
+    >>> kg.Gibbs(0.9, criterion=kg.SquaredWeight())
+    """
+
+    def worth(self, kernel, state):
+        return kernel * kernel
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class CurvatureEnergy(Criterion):
+    """w^2 F, the expected rise of the loss (up to a factor of one half) when a weight is removed.
+
+    F is a running mean of the squared gradient with respect to the masked kernel: an estimate of the diagonal of the Hessian, which removed weights have as
+    well, since the loss looks at the kernel after its mask. It costs no pass of its own. Worths are in units of the loss, so that those of different layers
+    can be compared: use it with `scope="global"`.
+
+    The gradient is that of the mean loss over a batch, smaller in every layer alike where batches are larger; only ratios count. It is one float32 variable
+    in the shape of the kernel.
+
+    Args:
+        decay: Weight of the past in the running mean, in [0, 1): 0.998 remembers about 500 steps. A mean over few steps lets the mask flicker.
+
+    Raises:
+        ValueError: For a decay outside [0, 1).
+
+    Example:
+
+    >>> kg.Magnitude(kg.Polynomial(0.0, 0.95, end=0.5), criterion=kg.CurvatureEnergy(), scope="global", settle=0.64)
+
+    Reference: the saliency of LeCun, Denker & Solla 1990, Optimal Brain Damage, with the empirical Fisher information in place of the second derivative.
+    """
+
+    decay: float = 0.998
+
+    def __post_init__(self):
+        if not 0.0 <= self.decay < 1.0:
+            raise ValueError(f"`decay` must lie in [0, 1). Received: decay={self.decay!r}. 0.998 remembers about 500 steps.")
+
+    def worth(self, kernel, state):
+        return kernel * kernel * (state["curvature"] + TINY)
+
+    def state(self, shape):
+        return {"curvature": Spec(np.zeros(shape), overwritten=True)}
+
+    def observe(self, gradient, state):
+        return {"curvature": self.decay * state["curvature"] + (1.0 - self.decay) * gradient * gradient}

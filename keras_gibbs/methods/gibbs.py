@@ -32,12 +32,20 @@ class Gibbs(WeighingMethod):
     Args:
         sparsity: Fraction of the groups of every layer that is removed, in [0, 1), or a `Schedule` of it. 0 keeps every weight at any temperature.
         structure: `Unstructured()`, `Kernel()` or `Filter()`.
+        criterion: The energy of a weight: `SquaredWeight()`, the authors' w^2, or `CurvatureEnergy()`, the rise of the loss without it.
+        scope: `"layer"`: every layer has a threshold Q of its own. `"global"`: the layers share out what is kept, so that one threshold serves the whole
+            network, as in `Magnitude`. A layer may then lose all.
+        settle: The progress of training, in (0, 1], from which the mask is held as it is and only the kept weights train on; None, the authors', for never.
         hamiltonian: The law of the masks; the authors' for the structure by default: `Independent()`, `KernelCoupling()`, `FilterCoupling()`.
-        beta: Inverse temperature, a `Schedule` or a number >= 0, in units of 1 / squared weights. By default the authors' schedule:
-            `Geometric(1, 1e4, end=0.64)`, and `Geometric(10**-2.5, 1, end=0.64)` for `FilterCoupling` (example.py:57-58: 128 of 200 epochs).
+        beta: Inverse temperature, a `Schedule` or a number >= 0, in units of 1 / energy. By default the authors' schedule:
+            `Geometric(1, 1e4, end=0.64)`, and `Geometric(10**-2.5, 1, end=0.64)` for `FilterCoupling` (example.py:57-58: 128 of 200 epochs); in the log
+            scale `Geometric(1, 50, end=0.64)`.
+        scale: `"absolute"`, the authors': the field is b = Q - energy. `"log"`: b = log(Q / energy), so that one beta means the same in every layer and
+            network; a weight of energy E is kept with probability E^beta / (E^beta + Q^beta).
 
     Raises:
-        ValueError: For a sparsity outside [0, 1), a negative beta, or a Hamiltonian that is not defined for the structure.
+        TypeError: For a structure, criterion or Hamiltonian that is none.
+        ValueError: For a sparsity outside [0, 1), a negative beta, an unknown scope or scale, or a Hamiltonian that is not defined for the structure.
 
     Example:
 

@@ -40,7 +40,7 @@ class WeighingMethod(RankedMethod):
             raise ValueError(f"`scope` must be 'layer' or 'global'. Received: scope={self.scope!r}.")
         if self.settle is not None and not 0.0 < self.settle <= 1.0:
             raise ValueError(
-                f"`settle` is a fraction of training, in (0, 1]: from there on the mask is held as it is. Received: settle={self.settle!r}. None never holds it."
+                f"`settle` is a fraction of training, in (0, 1]: from there on the mask is held. Received: settle={self.settle!r}. None never holds it."
             )
 
     def state(self, shape):

@@ -13,12 +13,14 @@ import argparse
 import dataclasses
 import json
 import math
-import time
+import tempfile
 from pathlib import Path
 
 import data
 import keras
 import numpy as np
+import recipe
+import train_tfmot
 from step_cost import RESULTS, environment, write
 from suites import SUITES
 
@@ -29,18 +31,6 @@ CLASSES = {"cifar10": 10, "cifar100": 100, "fashion_mnist": 10}
 
 def result_file(folder, suite, variant, seed):
     return Path(folder) / suite / f"{variant}-seed{seed}.json"
-
-
-class Progress(keras.callbacks.Callback):
-    """One line after every epoch, in place of Keras's own bar."""
-
-    def on_train_begin(self, logs=None):
-        self.start = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        passed, epochs = time.perf_counter() - self.start, self.params["epochs"]
-        figures = ", ".join(f"{name} {logs[name]:.4f}" for name in ("loss", "val_accuracy", "sparsity") if name in logs)
-        print(f"  epoch {epoch + 1}/{epochs}: {figures}; {passed / (epoch + 1) * (epochs - epoch - 1):.0f} s left", flush=True)
 
 
 class Stuck(keras.callbacks.Callback):
@@ -75,6 +65,60 @@ def unmasked(network, model):
     return network
 
 
+def files(model, validation, test, count=1000):
+    """The .tflite files of a final model: what each form weighs, which one "auto" writes, and the accuracy of that and of the dense one in LiteRT.
+
+    Args:
+        model: A plain Keras model.
+        validation: Scaled images and labels, of which "auto" looks at `count` to choose.
+        test: The same; the accuracy is that of the first `count`.
+        count: A number of images.
+
+    Returns:
+        Dict with `auto` (name of a form) and `forms`: raw and gzip bytes of each, whether it runs, and its accuracy where that was measured.
+    """
+    validation, test = ((images[:count], labels[:count]) for images, labels in (validation, test))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        report = kg.export_tflite(model, path, data=validation)
+        forms = {row["encoding"]: {name: row[name] for name in ("raw_bytes", "gzip_bytes", "runs")} for row in report.rows}
+        chosen = report.chosen["encoding"]
+        for name in dict.fromkeys(("dense", chosen)):
+            forms[name]["accuracy"] = kg.export_tflite(model, path, encoding=name, data=test).chosen["accuracy"]
+    return {"auto": chosen, "images": len(test[0]), "forms": forms}
+
+
+def train_ours(suite, method, rate, seed, network, batches, validation, folder):
+    """Train a Keras 3 network, under a method or dense.
+
+    Returns:
+        The model, stripped if need be; the pruned one, or None; the history; the times.
+    """
+    classes = network.output_shape[-1]
+    pruned = None if method is None else kg.prune(network, method, where=suite.where, seed=seed)
+    callbacks = [batches.follow()] + ([] if method is None else [kg.GibbsPruningCallback()]) + [recipe.progress(suite.epochs), Stuck(classes)]
+    if folder is not None:
+        callbacks.append(keras.callbacks.BackupAndRestore(folder))
+    history, times = recipe.fit(pruned or network, batches, validation, suite.epochs, rate, callbacks)
+    return kg.strip_pruning(pruned) if pruned else network, pruned, history, times
+
+
+def train_theirs(suite, method, rate, seed, network, images):
+    """Train the network with TF-MOT; returns as `train_ours`."""
+    (x, _), _ = images
+    settings = {
+        "network": dataclasses.asdict(suite.network),
+        "shape": x.shape[1:],
+        "classes": network.output_shape[-1],
+        "layers": [layer.name for layer in network.layers if suite.where(layer)],
+        "seed": seed,
+        "rate": rate,
+        **{name: getattr(suite, name) for name in ("epochs", "steps", "batch", "augmented")},
+    }
+    history, times = train_tfmot.train(network, method, settings, images)
+    return network, None, history, times
+
+
 def train(suite, variant, seed, earlier, images, folder=None):
     """One run.
 
@@ -90,31 +134,28 @@ def train(suite, variant, seed, earlier, images, folder=None):
         Dict with the history and the final figures.
     """
     (x, y), (x_val, y_val), (x_test, y_test) = images
-    scaling = data.Scaling.of(x)
+    scaling, looked_at = data.Scaling.of(x), slice(suite.validated)
     keras.utils.set_random_seed(seed)
     network = suite.network(x.shape[1:], CLASSES[suite.dataset])
     method = variant.method(network, seed, earlier)
-    model = network if method is None else kg.prune(network, method, where=suite.where, seed=seed)
     batches = data.Batches(x, y, scaling, batch_size=suite.batch, seed=seed, augmented=suite.augmented, steps=suite.steps)
-    rate = keras.optimizers.schedules.CosineDecay(variant.rate, suite.epochs * len(batches))
-    model.compile(keras.optimizers.Adam(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    callbacks = [batches.follow()] + ([] if method is None else [kg.GibbsPruningCallback()]) + [Progress(), Stuck(CLASSES[suite.dataset])]
-    if folder is not None:
-        callbacks.append(keras.callbacks.BackupAndRestore(folder))
-    start = time.perf_counter()
-    validation = (scaling(x_val[: suite.validated]), y_val[: suite.validated])
-    history = model.fit(batches, epochs=suite.epochs, verbose=0, callbacks=callbacks, validation_data=validation, validation_batch_size=500)
-    seconds = time.perf_counter() - start
+    if isinstance(method, train_tfmot.TFMOT):
+        shown = ((x, y), (x_val[looked_at], y_val[looked_at]))
+        final, pruned, history, times = train_theirs(suite, method, variant.rate, seed, network, shown)
+    else:
+        validation = (scaling(x_val[looked_at]), y_val[looked_at])
+        final, pruned, history, times = train_ours(suite, method, variant.rate, seed, network, batches, validation, folder)
 
-    final = model if method is None else kg.strip_pruning(model)
     x_test, x_val = scaling(x_test), scaling(x_val)
+    counted = {layer.name for layer in (filter(suite.where, network.layers) if suite.where else kg.pruned_layers(pruned or network))}
     figures = {
         "sparsity": kg.sparsity(final),
-        "pruned_sparsity": kg.summary(model).wrapped_sparsity,
+        "pruned_sparsity": None if method is None else kg.sparsity(final, where=lambda layer: layer.name in counted),
         "parameters": final.count_params(),
         "test": accuracy(final, x_test, y_test),
         "validation": accuracy(final, x_val, y_val),
-        "test_unmasked": None if method is None else accuracy(unmasked(network, model), x_test, y_test),
+        "test_unmasked": accuracy(unmasked(network, pruned), x_test, y_test) if pruned else None,
+        "files": files(final, (x_val, y_val), (x_test, y_test)) if suite.exported else None,
     }
     configuration = {
         "network": network.name,
@@ -129,8 +170,7 @@ def train(suite, variant, seed, earlier, images, folder=None):
         "rate": variant.rate,
         "method": None if method is None else method.brief(),
     }
-    history = {name: [round(float(value), 6) for value in values] for name, values in history.history.items()}
-    return {"configuration": configuration, "seconds": round(seconds, 1), "history": history, "final": figures}
+    return {"configuration": configuration, **times, "history": history, "final": figures}
 
 
 def load_images(suite, folder=None, limit=None):

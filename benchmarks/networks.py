@@ -4,6 +4,8 @@ Every builder takes `api`, the Keras to build with: Keras 3 (`keras`) or, for TF
 leave dense carry the names in `DENSE`; `prunable` is the `where=` that keeps them out.
 """
 
+import dataclasses
+
 import keras
 
 DENSE = ("stem", "classifier")  # the first convolution and the last layer
@@ -15,6 +17,22 @@ def prunable(layer) -> bool:
     Depthwise convolutions hold a hundredth of a network's weights, run dense on every runtime, and TF-MOT does not prune them either.
     """
     return layer.name not in DENSE and hasattr(layer, "kernel") and not hasattr(layer, "depth_multiplier")
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One of the networks below with its options, as data that another process can read.
+
+    Attributes:
+        builder: Name of a function of this file.
+        options: Its arguments beside the shape, the classes and the Keras.
+    """
+
+    builder: str
+    options: dict = dataclasses.field(default_factory=dict)
+
+    def __call__(self, shape, classes, api=keras):
+        return globals()[self.builder](input_shape=tuple(shape), classes=classes, api=api, **self.options)
 
 
 def resnet(depth, input_shape=(32, 32, 3), classes=10, widths=(16, 32, 64), l2=1e-4, api=keras):

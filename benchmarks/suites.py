@@ -7,8 +7,9 @@ any number of finished runs is a result.
 import dataclasses
 from collections.abc import Callable
 
-import networks
 import numpy as np
+from networks import Network, prunable
+from train_tfmot import TFMOT
 
 import keras_gibbs as kg
 
@@ -19,8 +20,8 @@ class Variant:
 
     Attributes:
         name: Its name in tables and file names.
-        method: From the network, the seed and the finished results of the same suite and seed, by variant name, to a pruning method; None trains the
-            dense network.
+        method: From the network, the seed and the finished results of the same suite and seed, by variant name, to a pruning method, or to a `TFMOT`;
+            None trains the dense network.
         rate: Learning rate of Adam at the start; it falls to zero along a cosine.
         needs: The variants whose results `method` reads.
     """
@@ -36,7 +37,7 @@ class Suite:
     """A network, data, a schedule, and the variants.
 
     Attributes:
-        network: Function of the image shape and the number of classes.
+        network: From the image shape and the number of classes to a model; a `networks.Network` where TF-MOT is among the variants.
         dataset: Name in `data.DATASETS`.
         epochs: Epochs of `fit`.
         steps: Batches in an epoch; None for all that the training images fill. With fewer, an epoch is a part of a pass, and validation comes more often.
@@ -48,6 +49,7 @@ class Suite:
         where: The layers that are pruned, as in `keras_gibbs.prune`.
         reach: A validation accuracy; the report says after how many epochs each variant came to it.
         detailed: Whether the report has the top-5 accuracy, and that of the weights without their mask.
+        exported: Whether the final model is written as .tflite files too, which are run and measured.
     """
 
     network: Callable
@@ -62,6 +64,7 @@ class Suite:
     where: Callable | None = None
     reach: float | None = None
     detailed: bool = False
+    exported: bool = False
 
 
 def _fixed(method):
@@ -85,7 +88,7 @@ def _extraction():
         Variant("supermask", _fixed(kg.Supermask(rescale="smart")), rate=1e-2),
     ]
     first = gumbel[:1] + others[:1] + gumbel[1:] + others[1:]
-    return Suite(lambda shape, classes: networks.convolutions(2, shape, classes), "cifar10", epochs=12, steps=88, variants=tuple(first), reach=0.5)
+    return Suite(Network("convolutions", {"depth": 2}), "cifar10", epochs=12, steps=88, variants=tuple(first), reach=0.5)
 
 
 def _removed(earlier):
@@ -118,16 +121,52 @@ def _filters(network, dataset, epochs, rate=2e-3, augmented=False, compared=True
     return Suite(network, dataset, epochs, tuple(variants), augmented=augmented, detailed=True)
 
 
-def _resnet18(shape, classes):
-    return networks.resnet18(shape, classes, width=8)
+LEVELS = (98, 95, 90, 80, 50)  # per cent removed, the most telling first
+
+
+def _random(sparsity):
+    """A mask that removes weights at random, the same fraction of every layer, from the first step on."""
+
+    def masks(network, seed, earlier):
+        rng = np.random.default_rng([seed, 2])
+        pattern = kg.prune(network, kg.Magnitude(sparsity), where=prunable)  # which layers, and how many
+        return kg.Fixed({layer.name: rng.permuted(np.array(layer.mask()).ravel()).reshape(layer.mask().shape) for layer in kg.pruned_layers(pattern)})
+
+    return masks
+
+
+# The methods that are compared with TF-MOT, the most telling first: name -> from the sparsity to what `Variant.method` is.
+METHODS = {
+    "tfmot": lambda sparsity: _fixed(TFMOT(sparsity)),
+    "gibbs": lambda sparsity: _fixed(kg.Gibbs(sparsity)),  # the authors' law and schedule
+    # The recipe that measures best belongs here: "gibbs-recommended": lambda sparsity: _fixed(kg.Gibbs.recommended(sparsity)),
+    "magnitude": lambda sparsity: _fixed(kg.Magnitude(kg.Polynomial(0.0, sparsity, end=0.5))),
+    "gumbel-joint": lambda sparsity: _fixed(kg.GumbelSoftmax(train_weights=True, sparsity=sparsity)),  # weights and masks together: an extension of ours
+    "gumbel": lambda sparsity: _fixed(kg.GumbelSoftmax(sparsity=sparsity)),  # masks only
+    "gibbs-kernel": lambda sparsity: _fixed(kg.Gibbs(sparsity, structure=kg.Kernel())),
+    "gibbs-filter": lambda sparsity: _fixed(kg.Gibbs(sparsity, structure=kg.Filter())),
+    "edropout": lambda sparsity: _fixed(kg.EDropout(objective=kg.MarginEnergy() + kg.KeepPenalty(1 - sparsity))),  # whole filters, and a budget
+    "random": _random,
+}
+RATES = {"gumbel": 1e-2}  # what learns masks only needs larger steps
+
+
+def _against_tfmot(network, dataset="cifar10", epochs=12, rate=2e-3, augmented=True, without=()):
+    """Every method at every level, beside the dense network."""
+    levels = [
+        Variant(f"{name}-{level}", method(level / 100), RATES.get(name, rate)) for level in LEVELS for name, method in METHODS.items() if name not in without
+    ]
+    variants = (Variant("dense", _fixed(None), rate), *levels)
+    return Suite(network, dataset, epochs, variants, augmented=augmented, where=prunable, exported=True)
 
 
 SUITES = {
     "extraction": _extraction(),
-    "filters-fashion": _filters(_resnet18, "fashion_mnist", 8),
-    "filters-resnet": _filters(_resnet18, "cifar10", 3, compared=False),
-    "filters-alexnet": _filters(lambda shape, classes: networks.alexnet(shape, classes, width=16), "cifar10", 8, rate=1e-3, compared=False, normalized=False),
-    "filters-squeezenet": _filters(
-        lambda shape, classes: networks.squeezenet(shape, classes, width=32), "cifar10", 5, rate=1e-3, compared=False, normalized=False
-    ),
+    "filters-fashion": _filters(Network("resnet18", {"width": 8}), "fashion_mnist", 8),
+    "filters-resnet": _filters(Network("resnet18", {"width": 8}), "cifar10", 3, compared=False),
+    "filters-alexnet": _filters(Network("alexnet", {"width": 16}), "cifar10", 8, rate=1e-3, compared=False, normalized=False),
+    "filters-squeezenet": _filters(Network("squeezenet", {"width": 32}), "cifar10", 5, rate=1e-3, compared=False, normalized=False),
+    **{f"resnet{depth}": _against_tfmot(Network("resnet", {"depth": depth})) for depth in (8, 20, 32, 56)},
+    "mobilenet": _against_tfmot(Network("mobilenet", {"alpha": 0.5})),
+    "mlp-fashion": _against_tfmot(Network("mlp"), "fashion_mnist", rate=1e-3, augmented=False, without=("gibbs-kernel",)),  # 1x1 kernels are weights
 }

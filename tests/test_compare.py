@@ -18,6 +18,7 @@ import data  # noqa: E402
 import networks  # noqa: E402
 import report  # noqa: E402
 import suites  # noqa: E402
+import train_tfmot  # noqa: E402
 
 without_xla = pytest.fixture(scope="module", autouse=True)(xla(False))
 
@@ -62,6 +63,31 @@ def test_a_suite_is_run_once_and_reported_at_any_time(suite, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     report.plot(results, suite, "tiny", tmp_path / "tiny.png")
     assert (tmp_path / "tiny.png").stat().st_size > 10_000
+
+
+tfmot = pytest.mark.skipif(JAX or bool(train_tfmot.missing()), reason=f"TF-MOT runs on TensorFlow, and needs {train_tfmot.PACKAGES}")
+
+
+@tfmot
+def test_tfmot_trains_on_the_same_terms():
+    """At sparsity 0 it takes the steps of the dense Keras 3 network; above it removes as many weights as we do."""
+    network = networks.Network("resnet", {"depth": 8, "widths": (4, 4, 8)})
+    suite = suites.Suite(network, "cifar10", 2, (), batch=16, augmented=True, where=networks.prunable)
+
+    def run(method):
+        return compare.train(suite, suites.Variant("one", suites._fixed(method), 2e-3), 0, {}, images())
+
+    dense, same, half = run(None), run(train_tfmot.TFMOT(0.0, frequency=1)), run(train_tfmot.TFMOT(0.5, frequency=2))
+    assert np.allclose(dense["history"]["loss"], same["history"]["loss"], atol=1e-3) and dense["history"]["loss"][1] < dense["history"]["loss"][0]
+    assert same["final"]["sparsity"] == 0 and half["final"]["sparsity"] == pytest.approx(half["history"]["sparsity"][-1], abs=1e-6)
+    ours = kg.prune(network((4, 4, 3), 10), kg.Magnitude(0.5), where=networks.prunable)
+    assert half["final"]["sparsity"] == pytest.approx(kg.sparsity(ours), abs=1e-3)
+
+
+def test_tfmots_last_update_falls_on_a_step_of_its_frequency():
+    assert train_tfmot.TFMOT(0.9).steps(4212) == (0, 2100)
+    assert train_tfmot.TFMOT(0.9, begin=0.25, end=0.5, frequency=7).steps(100) == (25, 53)
+    assert train_tfmot.TFMOT(0.9, begin=0.5, end=0.5).steps(100) == (50, 150)
 
 
 def test_batches_that_are_parts_of_a_pass_see_every_image_once_in_it():

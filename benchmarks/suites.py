@@ -151,7 +151,7 @@ METHODS = {
 RATES = {"gumbel": 1e-2}  # what learns masks only needs larger steps
 
 
-def _against_tfmot(network, dataset="cifar10", epochs=12, rate=2e-3, augmented=True, without=()):
+def _against_tfmot(network, dataset="cifar10", epochs=6, rate=2e-3, augmented=True, without=()):
     """Every method at every level, beside the dense network."""
     levels = [
         Variant(f"{name}-{level}", method(level / 100), RATES.get(name, rate)) for level in LEVELS for name, method in METHODS.items() if name not in without

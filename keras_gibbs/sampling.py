@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from keras import ops
 
+from keras_gibbs import ranking
 from keras_gibbs.typing import Tensor
 
 MOST_COUPLED_SPINS = 128  # beyond, binomial coefficients overflow float32
@@ -27,6 +28,27 @@ def bernoulli(logit: Tensor, uniform: Callable) -> Tensor:
         float32 mask of 0 and 1, shaped like `logit`; its probability of 1 is sigmoid(logit) rounded down to a multiple of 2^-24.
     """
     return ops.cast(_kept(logit, uniform(logit.shape)), "float32")
+
+
+def exactly(logit: Tensor, kept: Tensor, uniform: Callable) -> Tensor:
+    """Exactly `kept` bits that are 1, the others of the same law as in `bernoulli`: order sampling of Pareto type.
+
+    The bits with the largest sums of logit and logistic noise are 1. It is a very close approximation of independent bits given their number, and costs
+    one threshold.
+
+    Args:
+        logit: Finite float tensor of any shape; adding a constant to all changes nothing.
+        kept: Scalar int32 in [0, size], how many are 1.
+        uniform: The source of noise.
+
+    Returns:
+        float32 mask of 0 and 1, shaped like `logit`.
+
+    Reference: Rosen 1997, On sampling with probability proportional to size, J. Statist. Plann. Inference 62, 159-191 (not read).
+    """
+    noise = uniform(logit.shape) + np.float32(2.0**-25)  # in (0, 1)
+    keys = ranking.to_key(logit + ops.log(noise) - ops.log(1.0 - noise))
+    return ranking.keep(keys, *ranking.cut(keys, kept))
 
 
 def _kept(logit, noise):

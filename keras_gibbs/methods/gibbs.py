@@ -5,9 +5,9 @@ import math
 
 from keras import ops
 
-from keras_gibbs import ranking
+from keras_gibbs import ranking, sampling
 from keras_gibbs.configuration import register
-from keras_gibbs.energies import FilterCoupling, Hamiltonian, authors_hamiltonian
+from keras_gibbs.energies import FilterCoupling, Hamiltonian, Independent, authors_hamiltonian
 from keras_gibbs.methods.weighing import WeighingMethod
 from keras_gibbs.schedules import Geometric, Schedule, as_schedule
 from keras_gibbs.specs import Spec
@@ -42,6 +42,8 @@ class Gibbs(WeighingMethod):
             scale `Geometric(1, 50, end=0.64)`.
         scale: `"absolute"`, the authors': the field is b = Q - energy. `"log"`: b = log(Q / energy), so that one beta means the same in every layer and
             network; a weight of energy E is kept with probability E^beta / (E^beta + Q^beta).
+        count: `"free"`, the authors': groups are kept independently, and how many they are depends on beta. `"exact"`: every draw keeps as many as the sparsity
+            says, by the same odds; for independent groups only.
 
     Raises:
         TypeError: For a structure, criterion or Hamiltonian that is none.
@@ -60,11 +62,16 @@ class Gibbs(WeighingMethod):
     hamiltonian: Hamiltonian | None = dataclasses.field(default=None, kw_only=True)
     beta: float | Schedule | None = dataclasses.field(default=None, kw_only=True)
     scale: str = dataclasses.field(default="absolute", kw_only=True)
+    count: str = dataclasses.field(default="free", kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()
         if self.scale not in ("absolute", "log"):
             raise ValueError(f"`scale` must be 'absolute' or 'log'. Received: scale={self.scale!r}.")
+        if self.count not in ("free", "exact"):
+            raise ValueError(f"`count` must be 'free' or 'exact'. Received: count={self.count!r}.")
+        if self.count == "exact" and not isinstance(self.law, Independent):
+            raise ValueError(f"`count='exact'` is defined for independent groups. Received: hamiltonian={self.law!r}. Use `hamiltonian=Independent()`.")
         if not isinstance(self.law, Hamiltonian):
             raise TypeError(f"`hamiltonian` must be an object such as `KernelCoupling(c=0.01)`. Received: hamiltonian={self.hamiltonian!r}.")
         self.law.check(self.structure)
@@ -114,8 +121,10 @@ class Gibbs(WeighingMethod):
         return state["threshold"] - worth
 
     def draw(self, kernel, state, uniform):
-        mask = self.law.sample(self.field(kernel, state), state["beta"], uniform)
-        return ops.where(state["sparsity"] > 0, mask, 1.0)
+        field = self.field(kernel, state)
+        if self.count == "exact":
+            return sampling.exactly(-state["beta"] * field, state["kept"], uniform)
+        return ops.where(state["sparsity"] > 0, self.law.sample(field, state["beta"], uniform), 1.0)
 
     def figures(self, kernel, state, uniform):
         mask = self.sample(kernel, state, uniform)

@@ -237,6 +237,11 @@ class Pruned(keras.layers.Wrapper):
         """The number of groups of the kernel."""
         return self._masks.arranged_shape[2]
 
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """The shape of the layer's kernel."""
+        return tuple(self.layer.kernel.shape)
+
     def anneal(self, progress: float) -> None:
         """Move every scheduled quantity to its value at `progress` in [0, 1]."""
         self._require_built()

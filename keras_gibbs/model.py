@@ -1,5 +1,6 @@
 """Prune a model, strip it, and count."""
 
+import math
 import random
 import re
 import warnings
@@ -7,7 +8,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_gibbs import graph, ranking
+from keras_gibbs import graph, ranking, sharing
 from keras_gibbs.frozen import Frozen
 from keras_gibbs.layers import SUPPORTED, Pruned, check_finite, check_layer, describe_foreign, pruned_layers, why_unsupported
 from keras_gibbs.methods.base import PruningMethod
@@ -158,18 +159,25 @@ def _wrap(layer, method, seed):
 
 
 def distribute(model, layers: list[Pruned] | None = None) -> None:
-    """Let the layers of a method with `scope="global"` share out what is kept: the top groups of all of them together, by score.
+    """Let the layers of a method with another `scope` than `"layer"` share out what is kept.
 
     Each layer is told how many groups it keeps; which ones, it finds itself, so that the total stays exact while the weights move on.
     """
     layers = pruned_layers(model) if layers is None else layers
-    layers = [layer for layer in layers if layer.built and layer.method.scope == "global" and not layer.settled]
+    layers = [layer for layer in layers if layer.built and layer.method.scope != "layer" and not layer.settled]
     for method in {layer.method for layer in layers}:
         members = [layer for layer in layers if layer.method == method]
-        scores = [layer.scores() for layer in members]
-        kept = ranking.count_kept(sum(map(len, scores)), method.anneal(max(0.0, members[0].progress))["sparsity"])
-        for layer, count in zip(members, ranking.share(scores, kept), strict=True):
+        sparsity = method.anneal(max(0.0, members[0].progress))["sparsity"]
+        for layer, count in zip(members, _shares(method, members, sparsity), strict=True):
             layer.set_kept(count)
+
+
+def _shares(method, layers, sparsity):
+    if method.scope == "shape":
+        return sharing.by_shape([layer.kernel_shape for layer in layers], [layer.groups for layer in layers], 1.0 - sparsity)
+    scores = [layer.scores() for layer in layers]
+    least = [math.ceil(method.floor * (1.0 - sparsity) * score.size) for score in scores]
+    return sharing.by_score(scores, ranking.count_kept(sum(map(len, scores)), sparsity), least)
 
 
 def strip_pruning(model):

@@ -194,17 +194,3 @@ def track(keys: Callable[[], Tensor], below: Tensor | int, guess: Tensor, tolera
 
     first = _count(keys() < guess)
     return ops.cond(is_off(first), search, lambda: guess)
-
-
-def share(scores: list[np.ndarray], kept: int) -> list[int]:
-    """How many of the `kept` largest scores of several layers, ranked together, each layer holds; of equal scores the first are kept."""
-    together = np.concatenate(scores)
-    least = np.partition(together, -kept)[-kept]
-    above = [int(np.count_nonzero(score > least)) for score in scores]
-    left = kept - sum(above)
-    shares = []
-    for count, score in zip(above, scores, strict=True):
-        ties = min(left, int(np.count_nonzero(score == least)))
-        left -= ties
-        shares.append(count + ties)
-    return shares

@@ -38,7 +38,7 @@ class PruningMethod(Configuration):
     learns_masks = False  # True where masks have trainable variables of their own
     trains_weights = True  # False where the weights of the model stay as they are and only masks are learned
     searches_model = False  # True where masks are found by a search that sees the batch and the whole model
-    scope = "layer"  # "global" where the layers of a model share out what is kept
+    scope = "layer"  # another one where the layers of a model share out what is kept
     settle: float | None = None  # the progress from which the mask is held as it is, if ever; the state then has `held` and `settled`
     remembers: tuple[str, ...] = ()  # the state that `decide` gives, where a layer has it
 

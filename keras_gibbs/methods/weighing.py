@@ -8,6 +8,7 @@ from keras import ops
 from keras_gibbs.criteria import Criterion, SquaredWeight
 from keras_gibbs.methods.base import RankedMethod, check_sparsity, check_structure
 from keras_gibbs.schedules import Schedule
+from keras_gibbs.sharing import SCOPES
 from keras_gibbs.specs import Spec
 from keras_gibbs.structures import Structure, Unstructured
 from keras_gibbs.typing import Tensor
@@ -21,7 +22,8 @@ class WeighingMethod(RankedMethod):
         sparsity: Fraction of the groups that is removed, in [0, 1), or a `Schedule` of it.
         structure: `Unstructured()`, `Kernel()` or `Filter()`.
         criterion: What a weight is worth.
-        scope: `"layer"` or `"global"`.
+        scope: `"layer"`, `"global"` or `"shape"`.
+        floor: The least density of a layer with `scope="global"`, as a fraction of that of the network.
         settle: The progress of training from which the mask is held as it is, in (0, 1]; None for never.
     """
 
@@ -29,6 +31,7 @@ class WeighingMethod(RankedMethod):
     structure: Structure = dataclasses.field(default=Unstructured(), kw_only=True)
     criterion: Criterion = dataclasses.field(default=SquaredWeight(), kw_only=True)
     scope: str = dataclasses.field(default="layer", kw_only=True)
+    floor: float = dataclasses.field(default=0.0, kw_only=True)
     settle: float | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
@@ -36,8 +39,13 @@ class WeighingMethod(RankedMethod):
         check_structure(self.structure)
         if not isinstance(self.criterion, Criterion):
             raise TypeError(f"`criterion` must be an object such as `CurvatureEnergy()`. Received: criterion={self.criterion!r}.")
-        if self.scope not in ("layer", "global"):
-            raise ValueError(f"`scope` must be 'layer' or 'global'. Received: scope={self.scope!r}.")
+        if self.scope not in SCOPES:
+            raise ValueError(f"`scope` must be one of {SCOPES}. Received: scope={self.scope!r}.")
+        if not 0.0 <= self.floor <= 1.0 or (self.floor and self.scope != "global"):
+            raise ValueError(
+                "`floor`, the least density of a layer as a fraction of that of the network, lies in [0, 1] and goes with `scope='global'`. "
+                f"Received: floor={self.floor!r}, scope={self.scope!r}."
+            )
         if self.settle is not None and not 0.0 < self.settle <= 1.0:
             raise ValueError(
                 f"`settle` is a fraction of training, in (0, 1]: from there on the mask is held. Received: settle={self.settle!r}. None never holds it."

@@ -109,7 +109,7 @@ class MaskedWeight:
         moving = self.method.moving()
         updates = {name: values[name] for name in moving}
         if "sparsity" in moving and self.method.scope == "layer":
-            updates |= self.method.targets(values, self.masks.arranged_shape[2])
+            updates |= self.method.targets(values, self.groups)
         if self.settled and self.progress < self.method.settle:
             updates |= {"settled": 0}
         for name, value in updates.items():
@@ -125,13 +125,23 @@ class MaskedWeight:
     def progress(self):
         return self.wrapper.progress
 
+    @property
+    def groups(self):
+        """The number of groups of the weight."""
+        return self.masks.arranged_shape[2]
+
+    @property
+    def kernel_shape(self):
+        """The shape of the weight."""
+        return tuple(self.weight.shape)
+
     def scores(self):
         """The scores by which a ranking method compares the groups, shape `(groups,)`."""
         return keras.ops.convert_to_numpy(self._call("scores", self.dense_values())).reshape(-1)
 
     def set_kept(self, kept):
         """Tell a ranking method how many groups this weight keeps."""
-        for name, value in self.method.shared(kept, self.masks.arranged_shape[2]).items():
+        for name, value in self.method.shared(kept, self.groups).items():
             self.state[name].assign(value)
 
     @property

@@ -1,0 +1,74 @@
+"""How the layers of a network share out the groups that are kept."""
+
+import math
+
+import numpy as np
+
+SCOPES = ("layer", "global", "shape")
+
+
+def by_score(scores: list[np.ndarray], kept: int, least: list[int] | None = None) -> list[int]:
+    """How many of the `kept` largest scores of several layers, ranked together, each layer holds; of equal scores the first are kept.
+
+    Args:
+        scores: One array a layer.
+        kept: How many are kept of all.
+        least: How many every layer keeps at least; what that takes is missing to the others.
+
+    Returns:
+        One count a layer, `kept` in all.
+    """
+    least = [0] * len(scores) if least is None else [min(count, score.size) for count, score in zip(least, scores, strict=True)]
+    counts, open_layers = list(least), set(range(len(scores)))
+    while open_layers:
+        members = sorted(open_layers)
+        left = kept - sum(counts[index] for index in range(len(scores)) if index not in open_layers)
+        shares = dict(zip(members, _largest([scores[index] for index in members], left), strict=True))
+        short = {index for index, share in shares.items() if share < least[index]}
+        if not short:
+            for index, share in shares.items():
+                counts[index] = share
+            break
+        open_layers -= short
+    return counts
+
+
+def _largest(scores, kept):
+    if kept <= 0:
+        return [0] * len(scores)
+    together = np.concatenate(scores)
+    threshold = np.partition(together, -kept)[-kept]
+    above = [int(np.count_nonzero(score > threshold)) for score in scores]
+    left = kept - sum(above)
+    shares = []
+    for count, score in zip(above, scores, strict=True):
+        ties = min(left, int(np.count_nonzero(score == threshold)))
+        left -= ties
+        shares.append(count + ties)
+    return shares
+
+
+def by_shape(shapes: list[tuple[int, ...]], groups: list[int], kept: float) -> list[int]:
+    """Counts in proportion to the sums of the kernel's dimensions instead of their product, so that small kernels stay denser: Erdos-Renyi-Kernel.
+
+    Args:
+        shapes: One kernel shape a layer.
+        groups: How many groups each layer has.
+        kept: The fraction of all weights that is kept, in (0, 1].
+
+    Returns:
+        One count a layer, at least 1. Layers that would keep more than all keep all, and the others share what is left.
+
+    Reference: Evci et al. 2020, Rigging the Lottery, https://arxiv.org/abs/1911.11134, section 3, "Erdos-Renyi-Kernel".
+    """
+    sizes = np.array([math.prod(shape) for shape in shapes], float)
+    sums = np.array([sum(shape) for shape in shapes], float)
+    full = np.zeros(len(shapes), bool)
+    while not full.all():
+        scale = (kept * sizes.sum() - sizes[full].sum()) / sums[~full].sum()
+        over = ~full & (scale * sums > sizes)
+        if not over.any():
+            break
+        full |= over
+    densities = np.where(full, 1.0, 0.0 if full.all() else scale * sums / sizes)
+    return [max(1, min(count, math.floor(density * count + 0.5))) for density, count in zip(densities, groups, strict=True)]

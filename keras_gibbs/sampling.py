@@ -31,10 +31,11 @@ def bernoulli(logit: Tensor, uniform: Callable) -> Tensor:
 
 
 def exactly(logit: Tensor, kept: Tensor, uniform: Callable) -> Tensor:
-    """Exactly `kept` bits that are 1, the others of the same law as in `bernoulli`: order sampling of Pareto type.
+    """Exactly `kept` bits that are 1, each with its own probability: order sampling of Pareto type.
 
-    The bits with the largest sums of logit and logistic noise are 1. It is a very close approximation of independent bits given their number, and costs
-    one threshold.
+    The bits with the largest sums of logit and logistic noise are 1. The probability of each is very nearly sigmoid(logit + c), with the one c for which
+    these probabilities add up to `kept`: the Gibbs law at a fixed expected count, c / beta being the shift of the threshold, without its fluctuation. It
+    costs one threshold.
 
     Args:
         logit: Finite float tensor of any shape; adding a constant to all changes nothing.

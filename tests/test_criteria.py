@@ -132,6 +132,29 @@ def test_a_shared_threshold_of_gibbs_separates_what_its_layer_keeps():
         assert abs(sample.sum() - numpy(layer.mask()).sum()) <= 1  # cold, a draw is the decision, but for the weight at the threshold
 
 
+def test_with_a_floor_no_layer_falls_far_below_the_network():
+    model = network()
+    model.layers[0].kernel.assign(1e-3 * model.layers[0].kernel)  # by magnitude it would lose nearly all
+    without, with_floor = (kg.pruned_layers(kg.prune(model, kg.Magnitude(0.75, scope="global", floor=floor), seed=0))[0] for floor in (0.0, 0.5))
+    assert numpy(without.mask()).sum() == 0
+    assert numpy(with_floor.mask()).sum() == 6  # half of a quarter of 48
+
+
+def test_shares_by_shape_keep_small_kernels_denser():
+    model = compiled(kg.prune(network(), kg.Gibbs(0.75, scope="shape"), seed=0))
+    fit(model)
+    assert [int(numpy(layer.mask()).sum()) for layer in kg.pruned_layers(model)] == [10, 8]  # of 48 and 24 weights, as 6 + 8 to 8 + 3
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_an_exact_count_holds_at_every_draw(scope):
+    model = kg.prune(network(), kg.Gibbs(0.75, scale="log", beta=1.0, count="exact", scope=scope), seed=0)
+    for _ in range(3):
+        masks = [numpy(layer.mask(training=True)) for layer in kg.pruned_layers(model)]
+        assert sum(mask.sum() for mask in masks) == 18
+    assert any((mask != numpy(layer.mask())).any() for mask, layer in zip(masks, kg.pruned_layers(model), strict=True))
+
+
 # Energies in the logarithm.
 
 
@@ -210,6 +233,9 @@ def test_a_settled_mask_is_saved_and_a_restart_releases_it(tmp_path):
         (lambda: kg.Magnitude(0.5, settle=1.5), "fraction of training"),
         (lambda: kg.Gibbs(0.5, scope="network"), "scope='network'"),
         (lambda: kg.Gibbs(0.5, scale="linear"), "scale='linear'"),
+        (lambda: kg.Gibbs(0.5, count="fixed"), "count='fixed'"),
+        (lambda: kg.Gibbs(0.5, count="exact", structure=kg.Kernel()), "independent groups"),
+        (lambda: kg.Magnitude(0.5, floor=0.2), "goes with `scope='global'`"),
     ],
 )
 def test_values_out_of_range_are_refused(make, message):

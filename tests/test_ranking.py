@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from keras_gibbs import ranking
 from keras_gibbs.compiled import compiled
+from keras_gibbs.sharing import by_score
 
 SIZE = 37  # one shape, so that every function is compiled once
 few = settings(max_examples=60, deadline=None)
@@ -181,4 +182,4 @@ def test_the_shares_are_those_of_one_stable_sort_over_all_layers(layers, data):
     kept = data.draw(st.integers(1, together.size))
     owner = np.repeat(np.arange(len(layers)), [len(layer) for layer in layers])
     chosen = owner[np.argsort(-together, kind="stable")[:kept]]
-    assert ranking.share([float32(layer) for layer in layers], kept) == [int(np.sum(chosen == index)) for index in range(len(layers))]
+    assert by_score([float32(layer) for layer in layers], kept) == [int(np.sum(chosen == index)) for index in range(len(layers))]

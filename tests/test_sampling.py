@@ -6,12 +6,12 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from scipy import stats
+from scipy import optimize, stats
 from scipy.special import expit, logsumexp
 
 from keras_gibbs.compiled import compiled
 from keras_gibbs.randomness import Uniform
-from keras_gibbs.sampling import bernoulli, chromatic_spins, coupled_spins, coupled_spins_log_weights
+from keras_gibbs.sampling import bernoulli, chromatic_spins, coupled_spins, coupled_spins_log_weights, exactly
 
 UNLIKELY = 1e-6  # a correct sampler fails a chi-square test this rarely, were the seed not fixed
 
@@ -303,3 +303,17 @@ def test_draws_change_with_the_counter_and_repeat_without(name):
     field, beta = tensor(fields(*shape, seed=14)), tensor(1.0)
     first, again, other = (numpy(sample(field, beta, Uniform(5, counter))) for counter in (0, 0, 1))
     assert (first == again).all() and (first != other).any()
+
+
+def test_an_exact_count_keeps_so_many_each_with_its_probability():
+    logits, kept = fields(40, seed=2, scale=2.0), 12
+    draw = compiled(lambda counter: exactly(tensor(logits), ops.convert_to_tensor(np.int32(kept)), Uniform(3, counter)))
+    masks = np.stack([numpy(draw(ops.convert_to_tensor(np.uint32(counter)))) for counter in range(3000)])
+    constant = optimize.brentq(lambda shift: expit(logits + shift).sum() - kept, -20, 20)
+    assert np.all(masks.sum(1) == kept)
+    assert masks.mean(0) == pytest.approx(expit(logits + constant), abs=0.04)  # 3000 draws see 0.009
+
+
+@pytest.mark.parametrize("kept", [0, 5])
+def test_an_exact_count_may_be_none_or_all(kept):
+    assert numpy(exactly(tensor([0.0, 1.0, -1.0, 80.0, -80.0]), ops.convert_to_tensor(np.int32(kept)), Uniform(0, 0))).sum() == kept

@@ -158,6 +158,13 @@ def at(model, progress, timer):
     return timed
 
 
+def by_curvature():
+    """Gibbs pruning by curvature, as in `Gibbs.recommended`, with a constant sparsity."""
+    import keras_gibbs as kg
+
+    return kg.Gibbs(SPARSITY, criterion=kg.CurvatureEnergy(), scope="global", scale="log", settle=1.0)
+
+
 def methods():
     """The pruned variants of a convolutional network: name -> (method, bound)."""
     import keras_gibbs as kg
@@ -166,6 +173,7 @@ def methods():
         "Gibbs": (kg.Gibbs(SPARSITY), 1.08),
         "Gibbs Kernel()": (kg.Gibbs(SPARSITY, structure=kg.Kernel()), 1.20),
         "Gibbs Filter()": (kg.Gibbs(SPARSITY, structure=kg.Filter()), 1.20),
+        "Gibbs CurvatureEnergy()": (by_curvature(), 1.08),
         "Magnitude": (kg.Magnitude(SPARSITY), None),
         "GumbelSoftmax": (kg.GumbelSoftmax(), 1.15),
     }
@@ -201,7 +209,12 @@ def case_mlp(rounds):
 
     import keras_gibbs as kg
 
-    variants = {"Gibbs": (kg.Gibbs(SPARSITY), 2.0), "Magnitude": (kg.Magnitude(SPARSITY), None), "GumbelSoftmax": (kg.GumbelSoftmax(), 3.0)}
+    variants = {
+        "Gibbs": (kg.Gibbs(SPARSITY), 2.0),
+        "Gibbs CurvatureEnergy()": (by_curvature(), None),
+        "Magnitude": (kg.Magnitude(SPARSITY), None),
+        "GumbelSoftmax": (kg.GumbelSoftmax(), 3.0),
+    }
     return training("MLP step", networks.mlp, None, variants, 10, rounds)
 
 

@@ -7,9 +7,11 @@ from keras import ops
 
 from keras_gibbs import ranking, sampling
 from keras_gibbs.configuration import register
+from keras_gibbs.criteria import CurvatureEnergy
 from keras_gibbs.energies import FilterCoupling, Hamiltonian, Independent, authors_hamiltonian
+from keras_gibbs.methods.base import check_sparsity
 from keras_gibbs.methods.weighing import WeighingMethod
-from keras_gibbs.schedules import Geometric, Schedule, as_schedule
+from keras_gibbs.schedules import Geometric, Polynomial, Schedule, as_schedule
 from keras_gibbs.specs import Spec
 from keras_gibbs.structures import layout_of
 
@@ -34,7 +36,8 @@ class Gibbs(WeighingMethod):
         structure: `Unstructured()`, `Kernel()` or `Filter()`.
         criterion: The energy of a weight: `SquaredWeight()`, the authors' w^2, or `CurvatureEnergy()`, the rise of the loss without it.
         scope: `"layer"`: every layer has a threshold Q of its own. `"global"`: the layers share out what is kept, so that one threshold serves the whole
-            network, as in `Magnitude`. A layer may then lose all.
+            network. `"shape"`: they share it by the shapes of their kernels. As in `Magnitude`.
+        floor: With `scope="global"`, the least density of a layer as a fraction of that of the network, in [0, 1].
         settle: The progress of training, in (0, 1], from which the mask is held as it is and only the kept weights train on; None, the authors', for never.
         hamiltonian: The law of the masks; the authors' for the structure by default: `Independent()`, `KernelCoupling()`, `FilterCoupling()`.
         beta: Inverse temperature, a `Schedule` or a number >= 0, in units of 1 / energy. By default the authors' schedule:
@@ -77,6 +80,37 @@ class Gibbs(WeighingMethod):
         self.law.check(self.structure)
         if self.schedules()["beta"].bounds[0] < 0:
             raise ValueError(f"`beta`, an inverse temperature, must not be negative. Received: beta={self.beta!r}. 0 is pure noise.")
+
+    @classmethod
+    def recommended(cls, sparsity: float, **changes) -> "Gibbs":
+        """What measured best at removing single weights: the energy is the rise of the loss, and one threshold serves the whole network.
+
+        The sparsity rises to its end in the first half of training while the noise falls; from there on the mask is held. No layer falls below 0.4 times
+        the density of the network: without that, layers that lose most of their weights early lose them all. Where this stands beside magnitude pruning is
+        in the README.
+
+        Args:
+            sparsity: Fraction of the weights of the wrapped layers together that is removed, in [0, 1).
+            **changes: Fields of `Gibbs` that are to be others, such as `structure=kg.Filter()`, for which it was not measured.
+
+        Returns:
+            A `Gibbs`.
+
+        Example:
+
+        >>> pruned = kg.prune(model, kg.Gibbs.recommended(0.95))
+        """
+        check_sparsity(sparsity)
+        half = 0.5
+        fields = {
+            "criterion": CurvatureEnergy(),
+            "scope": "global",
+            "floor": 0.4,
+            "settle": half,
+            "scale": "log",
+            "beta": Geometric(1.0, 50.0, end=half),
+        }
+        return cls(Polynomial(0.0, sparsity, end=half), **(fields | changes))
 
     @property
     def law(self) -> Hamiltonian:

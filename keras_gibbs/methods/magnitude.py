@@ -20,10 +20,12 @@ class Magnitude(WeighingMethod):
         criterion: What a weight is worth: `SquaredWeight()`, or `CurvatureEnergy()` for what the loss would lose with it.
         scope: `"layer"` removes the same fraction in every layer. `"global"` ranks the groups of all wrapped layers together: how many each layer keeps
             is decided by `prune`, and again by `GibbsPruningCallback` while it moves, before validation and at the end of `fit`. A layer may lose all.
+            `"shape"` fixes the counts by the shapes of the kernels, in proportion to the sums of their dimensions, so that small ones stay denser.
+        floor: With `scope="global"`, the least density of a layer as a fraction of that of the network, in [0, 1].
         settle: The progress of training, in (0, 1], from which the mask is held as it is and only the kept weights train on; None for never.
 
     Raises:
-        ValueError: For a sparsity or a `settle` outside its range, or an unknown scope.
+        ValueError: For a sparsity, a floor or a `settle` outside its range, or an unknown scope.
 
     Example:
 

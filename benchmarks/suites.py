@@ -138,8 +138,8 @@ def _random(sparsity):
 # The methods that are compared with TF-MOT, the most telling first: name -> from the sparsity to what `Variant.method` is.
 METHODS = {
     "tfmot": lambda sparsity: _fixed(TFMOT(sparsity)),
+    "gibbs-recommended": lambda sparsity: _fixed(kg.Gibbs.recommended(sparsity)),
     "gibbs": lambda sparsity: _fixed(kg.Gibbs(sparsity)),  # the authors' law and schedule
-    # The recipe that measures best belongs here: "gibbs-recommended": lambda sparsity: _fixed(kg.Gibbs.recommended(sparsity)),
     "magnitude": lambda sparsity: _fixed(kg.Magnitude(kg.Polynomial(0.0, sparsity, end=0.5))),
     "gumbel-joint": lambda sparsity: _fixed(kg.GumbelSoftmax(train_weights=True, sparsity=sparsity)),  # weights and masks together: an extension of ours
     "gumbel": lambda sparsity: _fixed(kg.GumbelSoftmax(sparsity=sparsity)),  # masks only

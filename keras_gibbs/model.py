@@ -1,6 +1,5 @@
 """Prune a model, strip it, and count."""
 
-import math
 import random
 import re
 import warnings
@@ -176,7 +175,7 @@ def _shares(method, layers, sparsity):
     if method.scope == "shape":
         return sharing.by_shape([layer.kernel_shape for layer in layers], [layer.groups for layer in layers], 1.0 - sparsity)
     scores = [layer.scores() for layer in layers]
-    least = [math.ceil(method.floor * (1.0 - sparsity) * score.size) for score in scores]
+    least = [max(1, int(method.floor * (1.0 - sparsity) * score.size)) if method.floor else 0 for score in scores]
     return sharing.by_score(scores, ranking.count_kept(sum(map(len, scores)), sparsity), least)
 
 

@@ -41,6 +41,9 @@ METHODS = {
     "gibbs-filter": MethodCase(lambda: kg.Gibbs(0.5, structure=kg.Filter(), hamiltonian=kg.FilterCoupling(sweeps=3)), random=True),
     "gibbs-filter-independent": MethodCase(lambda: kg.Gibbs(0.5, structure=kg.Filter(), hamiltonian=kg.Independent()), random=True),
     "gibbs-scheduled": MethodCase(lambda: kg.Gibbs(kg.Linear(0.5, 0.6), beta=kg.Constant(1.0)), random=True),
+    "gibbs-curvature": MethodCase(
+        lambda: kg.Gibbs(0.5, criterion=kg.CurvatureEnergy(), scale="log", count="exact", settle=0.7, beta=kg.Geometric(1.0, 50.0)), ranked=False, random=True
+    ),
     "magnitude": MethodCase(lambda: kg.Magnitude(0.5)),
     "magnitude-kernel": MethodCase(lambda: kg.Magnitude(0.5, structure=kg.Kernel())),
     "magnitude-filter": MethodCase(lambda: kg.Magnitude(0.5, structure=kg.Filter())),

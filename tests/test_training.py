@@ -359,7 +359,7 @@ keras.utils.set_random_seed(1)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 with strategy.scope():
     model = keras.Sequential([keras.Input((100,)), keras.layers.Dense(120, activation="relu"), keras.layers.Dense(3)])
-    model = kg.prune(model, kg.Gibbs(0.6), seed=1)
+    model = kg.prune(model, kg.Gibbs(0.6, criterion=kg.CurvatureEnergy(0.9), settle=0.9), seed=1)
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 x = np.random.default_rng(0).normal(size=(64, 100)).astype("float32")
 history = model.fit(x, (x[:, 0] > 0).astype("int32"), batch_size=16, epochs=3, verbose=0, callbacks=[kg.GibbsPruningCallback("batch")])
@@ -373,6 +373,7 @@ assert replicated == len(model.variables), replicated
 draws = [int(variable.numpy()) for variable in model.variables if variable.path.endswith("draws")]
 assert draws == [12, 12], draws
 assert [layer.progress for layer in model.layers] == [1.0, 1.0]
+assert all(float(np.array(layer.values()["curvature"]).max()) > 0 and layer.settled for layer in model.layers)
 kept = [int(np.array(layer.mask()).sum()) for layer in model.layers]
 assert kept == [4800, 144], kept
 stripped = kg.strip_pruning(model)

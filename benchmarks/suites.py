@@ -141,6 +141,11 @@ METHODS = {
     "gibbs-recommended": lambda sparsity: _fixed(kg.Gibbs.recommended(sparsity)),
     "gibbs": lambda sparsity: _fixed(kg.Gibbs(sparsity)),  # the authors' law and schedule
     "magnitude": lambda sparsity: _fixed(kg.Magnitude(kg.Polynomial(0.0, sparsity, end=0.5))),
+    # What of the recommended recipe is its shares, its criterion and its noise: magnitude with the first, with the first two.
+    "magnitude-shape": lambda sparsity: _fixed(kg.Magnitude(kg.Polynomial(0.0, sparsity, end=0.5), scope="shape", settle=0.5)),
+    "magnitude-curvature": lambda sparsity: _fixed(
+        kg.Magnitude(kg.Polynomial(0.0, sparsity, end=0.5), scope="shape", settle=0.5, criterion=kg.CurvatureEnergy())
+    ),
     "gumbel-joint": lambda sparsity: _fixed(kg.GumbelSoftmax(train_weights=True, sparsity=sparsity)),  # weights and masks together: an extension of ours
     "gumbel": lambda sparsity: _fixed(kg.GumbelSoftmax(sparsity=sparsity)),  # masks only
     "gibbs-kernel": lambda sparsity: _fixed(kg.Gibbs(sparsity, structure=kg.Kernel())),

@@ -226,7 +226,7 @@ def test_the_recommended_recipe_comes_to_its_sparsity_and_can_be_changed():
     model = compiled(kg.prune(network(), kg.Gibbs.recommended(0.75), seed=0))
     history = fit(model, epochs=4, batch_size=8).history
     assert history["sparsity"][-1] == kg.sparsity(kg.strip_pruning(model)) == 0.75
-    assert all(layer.settled and numpy(layer.mask()).mean() >= 0.1 for layer in kg.pruned_layers(model))
+    assert all(layer.settled for layer in kg.pruned_layers(model))
     assert kg.Gibbs.recommended(0.9, settle=None).settle is None
 
 

@@ -83,11 +83,10 @@ class Gibbs(WeighingMethod):
 
     @classmethod
     def recommended(cls, sparsity: float, **changes) -> "Gibbs":
-        """What measured best at removing single weights: the energy is the rise of the loss, and one threshold serves the whole network.
+        """What measured best at removing single weights: the energy is the rise of the loss, and small kernels stay denser.
 
-        The sparsity rises to its end in the first half of training while the noise falls; from there on the mask is held. No layer falls below 0.4 times
-        the density of the network: without that, layers that lose most of their weights early lose them all. Where this stands beside magnitude pruning is
-        in the README.
+        The sparsity rises to its end in the first half of training while the noise falls; from there on the mask is held. Where this stands beside magnitude
+        pruning is in the README.
 
         Args:
             sparsity: Fraction of the weights of the wrapped layers together that is removed, in [0, 1).
@@ -102,14 +101,7 @@ class Gibbs(WeighingMethod):
         """
         check_sparsity(sparsity)
         half = 0.5
-        fields = {
-            "criterion": CurvatureEnergy(),
-            "scope": "global",
-            "floor": 0.4,
-            "settle": half,
-            "scale": "log",
-            "beta": Geometric(1.0, 50.0, end=half),
-        }
+        fields = {"criterion": CurvatureEnergy(), "scope": "shape", "settle": half, "scale": "log", "beta": Geometric(1.0, 50.0, end=half)}
         return cls(Polynomial(0.0, sparsity, end=half), **(fields | changes))
 
     @property

@@ -10,8 +10,7 @@ import pytest
 from cases import JAX
 
 import keras_gibbs as kg
-from keras_gibbs import advisor, tflite_file
-from keras_gibbs.export import export_tflite
+from keras_gibbs.export import advisor, export_tflite, tflite_file
 
 pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")

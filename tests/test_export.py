@@ -11,10 +11,8 @@ import pytest
 from cases import JAX, every_method, xla
 
 import keras_gibbs as kg
-from keras_gibbs import choice, comparison, export, litert, samples, tflite_file, zeros
-from keras_gibbs.advisor import Advice
-from keras_gibbs.converter import ENCODINGS
-from keras_gibbs.export import export_saved_model, export_tflite
+from keras_gibbs.export import Advice, choice, comparison, export_saved_model, export_tflite, litert, samples, tflite, tflite_file, zeros
+from keras_gibbs.export.converter import ENCODINGS
 
 pytest.importorskip("tensorflow")
 layers = keras.layers
@@ -263,9 +261,9 @@ def test_auto_does_not_choose_a_sparse_file_that_fails_on_arm64():
 
 def test_sparse_forms_that_are_no_smaller_are_left_out():
     rows = rows_of(dense=(9, 4), sparse=(10, 5), int8=(4, 4), sparse_int8=(3, 5))
-    kept, notes = export._without_larger_sparse_forms(rows, "raw")
+    kept, notes = tflite._without_larger_sparse_forms(rows, "raw")
     assert kept == rows and not notes
-    kept, notes = export._without_larger_sparse_forms(rows, "gzip")
+    kept, notes = tflite._without_larger_sparse_forms(rows, "gzip")
     assert [row["encoding"] for row in kept] == ["dense", "sparse", "int8"] and "sparse_int8 (5 bytes)" in notes[0]
 
 
@@ -314,7 +312,7 @@ def test_a_failed_conversion_leaves_the_old_files(convnet, tmp_path, monkeypatch
     def broken(*args, **kwargs):
         raise RuntimeError("converter broke")
 
-    monkeypatch.setattr(export, "convert", broken)
+    monkeypatch.setattr(tflite, "convert", broken)
     monkeypatch.setattr(keras.Model, "export", broken)
     with pytest.raises(RuntimeError, match="converter broke"):
         export_tflite(convnet, tmp_path / "model.tflite")

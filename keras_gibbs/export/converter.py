@@ -13,9 +13,9 @@ import keras
 import numpy as np
 
 from keras_gibbs import graph
-from keras_gibbs.files import quiet
+from keras_gibbs.export.files import quiet
+from keras_gibbs.export.samples import padded, static_batch
 from keras_gibbs.model import pruned_layers, strip_pruning
-from keras_gibbs.samples import padded, static_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ def convert(model: keras.Model, folder: Path, encodings: list[str], samples: lis
     environment |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
     environment["CUDA_VISIBLE_DEVICES"] = "-1"  # this process may hold the GPU's memory
     environment["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # modules of the user's own layers
-    program = "import sys; from keras_gibbs.converter import _convert_saved; _convert_saved(*sys.argv[1:])"
+    program = "import sys; from keras_gibbs.export.converter import _convert_saved; _convert_saved(*sys.argv[1:])"
     command = [sys.executable, "-c", program, str(folder), *encodings]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     answer = json.loads((folder / "answer.json").read_text()) if (folder / "answer.json").exists() else {}

@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 
-from keras_gibbs.files import quiet
-from keras_gibbs.samples import padded
+from keras_gibbs.export.files import quiet
+from keras_gibbs.export.samples import padded
 
 BATCH = 128
 MISSING = "LiteRT is not installed; run `pip install keras_gibbs[litert]`"

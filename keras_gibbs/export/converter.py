@@ -134,28 +134,38 @@ def _convert_saved(folder, *encodings):
 
 
 def _convert_here(model, folder, encodings, samples):
-    import tensorflow as tf
-
-    names, problems = [tensor.name for tensor in getattr(model, "inputs", None) or []], {}
+    saved, names, problems = folder / "saved", [tensor.name for tensor in getattr(model, "inputs", None) or []], {}
     with quiet():
         for name in encodings:
-            encoding = ENCODINGS[name]
-            arguments = {"optimizations": [getattr(tf.lite.Optimize, each) for each in encoding.optimizations]}
-            types = [tf.float16] if encoding.dtype == "float16" else []
-            if encoding.calibrated:
-                arguments["representative_dataset"] = lambda: _calibration(model, names, samples)
-            for operators in _operator_sets(tf.lite.OpsSet, encoding):
-                arguments["target_spec"] = {"supported_ops": operators, "supported_types": types}
-                try:
-                    model.export(str(folder / f"{name}.tflite"), format="litert", verbose=False, **arguments)
-                    break
-                except Exception as error:
-                    problem = error
-            else:
-                problems[name] = _explain(model, name, problem)
+            try:
+                if not saved.exists():
+                    model.export(str(saved), format="tf_saved_model", verbose=False)
+                content = _converted(saved, ENCODINGS[name], lambda: _calibration(model, names, samples))
+                (folder / f"{name}.tflite").write_bytes(content)
+            except Exception as error:
+                problems[name] = _explain(model, name, error)
                 if name == encodings[0]:
-                    raise RuntimeError(problems[name]) from problem
+                    raise RuntimeError(problems[name]) from error
     return names, problems
+
+
+def _converted(saved, encoding, calibration):
+    """The .tflite file of a SavedModel."""
+    import tensorflow as tf
+
+    for operators in _operator_sets(tf.lite.OpsSet, encoding):
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(saved))
+        converter.experimental_enable_resource_variables = True
+        converter.optimizations = [getattr(tf.lite.Optimize, each) for each in encoding.optimizations]
+        converter.target_spec.supported_ops = operators
+        converter.target_spec.supported_types = [tf.float16] if encoding.dtype == "float16" else []
+        if encoding.calibrated:
+            converter.representative_dataset = calibration
+        try:
+            return converter.convert()
+        except Exception as error:
+            problem = error
+    raise problem
 
 
 def _operator_sets(known, encoding):

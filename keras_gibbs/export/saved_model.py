@@ -36,11 +36,10 @@ def export_saved_model(model: keras.Model, path: str | os.PathLike) -> None:
     with folder_beside(path) as work:
         with quiet():
             model.export(str(work / "new"), format="tf_saved_model", verbose=False)
-        if path.exists():
-            os.replace(path, work / "old")
         try:
+            if path.exists():
+                os.replace(path, work / "old")
             os.replace(work / "new", path)
-        except OSError:
-            if (work / "old").exists():
+        finally:
+            if (work / "old").exists() and not path.exists():  # failed or interrupted in between
                 os.replace(work / "old", path)
-            raise

@@ -134,6 +134,8 @@ def _examine(model, encoding, content, graphs, names, comparison):
         notes.append(f"Not for XNNPACK: the {encoding} file ({problem}).")
     if ENCODINGS[encoding].calibrated and (floats := tflite_file.float_operators(graphs)):
         notes.append(f"Computed in float32 in the {encoding} file: {', '.join(floats)}.")
+    if counted := [tensor["kernel"] for tensor in tensors if tensor["checked"] == "count"]:
+        notes.append(f"Checked by their number only: zeros of {', '.join(counted)} in the {encoding} file (stored in another order).")
     if unpaired := [tensor["kernel"] for tensor in tensors if tensor["checked"] is None]:
         notes.append(f"Not checked: zeros of {', '.join(unpaired)} in the {encoding} file (merged or split by the converter).")
     return row, notes

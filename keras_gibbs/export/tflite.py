@@ -15,7 +15,7 @@ from keras_gibbs.export.choice import choose
 from keras_gibbs.export.comparison import compare_on
 from keras_gibbs.export.converter import ENCODINGS, convert, exportable
 from keras_gibbs.export.files import folder_beside
-from keras_gibbs.export.litert import MISSING, run
+from keras_gibbs.export.litert import FLEX, MISSING, run
 from keras_gibbs.export.reports import ExportReport
 from keras_gibbs.export.zeros import kernels_with_zeros, zeros_kept
 
@@ -115,7 +115,9 @@ def _examine(model, encoding, content, graphs, names, comparison):
         outputs, problem = run(content, comparison.inputs, names, samples.static_batch(model))
     if outputs is not None and not comparison.fits(outputs):
         outputs, problem = None, "its outputs have other shapes than the Keras model's"
-    unchecked = comparison.inputs is None or problem == MISSING or (problem or "").startswith("it holds")
+    unchecked = comparison.inputs is None or problem in (MISSING, FLEX)
+    if problem == FLEX:
+        problem += f": {', '.join(tflite_file.flex_operators(graphs))}"
     row = {
         "encoding": encoding,
         "raw_bytes": len(content),

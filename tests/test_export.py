@@ -20,6 +20,11 @@ layers = keras.layers
 without_xla = pytest.fixture(scope="module", autouse=True)(xla(False))
 
 
+@pytest.fixture(autouse=True)
+def same_weights_every_time():
+    keras.utils.set_random_seed(0)
+
+
 def sparsify(model, sparsity=0.9):
     """Zeros by hand in every kernel; returns how many."""
     rng, zeros = np.random.default_rng(0), 0
@@ -173,7 +178,8 @@ def test_several_inputs_outputs_nested_models_and_a_static_batch(tmp_path):
 
 def test_representative_data_comes_in_many_forms_and_reaches_each_input(tmp_path):
     second, first = keras.Input((4,), name="second"), keras.Input((6,), name="first")
-    model = keras.Model([second, first], layers.Dense(3)(layers.concatenate([layers.Dense(5)(second), layers.Dense(5)(first)])))
+    both = layers.concatenate([layers.Dense(5)(second), layers.Dense(5)(first)])
+    model = keras.Model([second, first], {"scores": layers.Dense(3)(both), "other": layers.Dense(2)(both)})
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((40, 4)).astype("float32"), 100 * rng.standard_normal((40, 6)).astype("float32")
     y = np.zeros((40, 3))

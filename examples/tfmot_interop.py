@@ -3,8 +3,9 @@
     pip install 'keras_gibbs[tfmot]' scikit-learn
     python examples/tfmot_interop.py
 
-A tf_keras network learns to read handwritten digits, pruned at 90 % by TF-MOT's own dynamics and by Gibbs pruning. Everything around it is TF-MOT's:
-`strip_pruning`, the conversion to TFLite as its guides show it. The digits come with scikit-learn; nothing is downloaded.
+A tf_keras network learns to read handwritten digits, pruned at 90 % by TF-MOT's own dynamics and by Gibbs pruning, and with half of its filters, those
+that EDropout finds. Everything around it is TF-MOT's: `strip_pruning`, the conversion to TFLite as its guides show it. The digits come with scikit-learn;
+nothing is downloaded.
 """
 
 import os
@@ -69,9 +70,11 @@ def main():
     x_train, x_test, y_train, y_test = digits()
     steps = EPOCHS * -(-len(x_train) // BATCH)
     schedule = tfmot.sparsity.keras.PolynomialDecay(0.0, 0.9, begin_step=0, end_step=steps // 2, frequency=10)
+    half = kg.MarginEnergy() + kg.KeepPenalty(0.5)
     ways = {
         "TF-MOT's own": (lambda model: prune_low_magnitude(model, schedule), tfmot.sparsity.keras.UpdatePruningStep()),
         "Gibbs": (lambda model: prune_low_magnitude(model, method=kg.Gibbs(0.9)), GibbsPruningCallback()),
+        "EDropout": (lambda model: prune_low_magnitude(model, method=kg.EDropout(objective=half)), GibbsPruningCallback()),
     }
     for name, (wrap, callback) in ways.items():
         tf_keras.utils.set_random_seed(1)

@@ -3,8 +3,6 @@
 import importlib.metadata
 
 from keras_gibbs import sampling as sampling
-from keras_gibbs.advisor import Advice as Advice
-from keras_gibbs.advisor import advise as advise
 from keras_gibbs.callbacks import GibbsPruningCallback as GibbsPruningCallback
 from keras_gibbs.criteria import Criterion as Criterion
 from keras_gibbs.criteria import CurvatureEnergy as CurvatureEnergy
@@ -13,6 +11,9 @@ from keras_gibbs.energies import FilterCoupling as FilterCoupling
 from keras_gibbs.energies import Hamiltonian as Hamiltonian
 from keras_gibbs.energies import Independent as Independent
 from keras_gibbs.energies import KernelCoupling as KernelCoupling
+from keras_gibbs.export import Advice as Advice
+from keras_gibbs.export import ExportReport as ExportReport
+from keras_gibbs.export import advise as advise
 from keras_gibbs.export import export_saved_model as export_saved_model
 from keras_gibbs.export import export_tflite as export_tflite
 from keras_gibbs.ising import IsingEnergy as IsingEnergy
@@ -31,7 +32,6 @@ from keras_gibbs.model import strip_pruning as strip_pruning
 from keras_gibbs.objectives import CrossEntropyEnergy as CrossEntropyEnergy
 from keras_gibbs.objectives import KeepPenalty as KeepPenalty
 from keras_gibbs.objectives import MarginEnergy as MarginEnergy
-from keras_gibbs.reports import ExportReport as ExportReport
 from keras_gibbs.schedules import Constant as Constant
 from keras_gibbs.schedules import Geometric as Geometric
 from keras_gibbs.schedules import Linear as Linear

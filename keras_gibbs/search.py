@@ -3,7 +3,6 @@
 import contextlib
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_gibbs.configuration import register
@@ -37,17 +36,6 @@ class SearchedModel(Searching, keras.Model):
         if not pruned.trainable:
             model.trainable = False
         return model
-
-    def add_state(self, name, value, dtype):
-        value = np.asarray(value, dtype)
-        return self.add_weight(
-            name=name,
-            shape=value.shape,
-            dtype=dtype,
-            initializer=lambda shape, dtype=None: ops.convert_to_tensor(value, dtype),
-            trainable=False,
-            aggregation="only_first_replica",
-        )
 
     def layers_in_order(self) -> list[Pruned]:
         return [layer for layer in pruned_layers(self) if layer.method.searches_model]

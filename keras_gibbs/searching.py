@@ -18,12 +18,13 @@ SMALLEST_PROBABILITY = 1e-7  # of a softmax output, before its logarithm is take
 class Searching:
     """The search of a model whose layers are wrapped with `EDropout`, as a mixin for the models of one Keras or another.
 
-    A model has a constructor that calls `start_search`, `add_state` for a variable, its searched `layers_in_order`, `_logits` that runs candidates, and
-    `_features`. Its layers have `method`, `groups`, `values`, `unit_mask`, `set_bits` and `arranged_kernel` as `Pruned` has them. Population, energies and
-    the state of the noise are variables of the model, saved and loaded with it.
+    A model has a constructor that calls `start_search`, its searched `layers_in_order`, `_logits` that runs candidates, and `_features`. Its layers have
+    `method`, `groups`, `values`, `unit_mask`, `set_bits` and `arranged_kernel` as `Pruned` has them. Population, energies and the state of the noise are
+    variables of the model, saved and loaded with it.
     """
 
     sequence = keras.utils.PyDataset  # the class of data that come in batches by index
+    aggregation = "only_first_replica"  # how replicas write a variable that is the same for all of them
 
     def start_search(self) -> None:
         """Make the variables of the search."""
@@ -36,8 +37,16 @@ class Searching:
         self._first_trace = True
 
     def add_state(self, name, value, dtype):
-        """A variable of the model that no optimizer trains."""
-        raise NotImplementedError
+        """A variable of the model that starts as `value` and that no optimizer trains."""
+        value = np.asarray(value, dtype)
+        return self.add_weight(
+            name=name,
+            shape=value.shape,
+            dtype=dtype,
+            initializer=lambda shape, dtype=None: ops.convert_to_tensor(value, dtype),
+            trainable=False,
+            aggregation=self.aggregation,
+        )
 
     def layers_in_order(self) -> list:
         """The wrapped layers, in the order of the bits; not an attribute, which would be saved a second time."""

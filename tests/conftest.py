@@ -1,4 +1,6 @@
-"""The order of the tests."""
+"""The order of the tests, and what they all share."""
+
+import gc
 
 LONGEST = (
     "test_tf_keras_models",
@@ -11,3 +13,8 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     """The longest ones first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: not item.name.startswith(LONGEST))
+
+
+def pytest_collection_finish():
+    """What was imported stays: TensorFlow's converter collects garbage every time, and would look through all of it."""
+    gc.freeze()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import inspect
 import warnings
 
 import numpy as np
@@ -21,7 +22,9 @@ sparse = tfmot.sparsity.keras
 rng = np.random.default_rng(0)
 X, Y = rng.normal(size=(32, 4, 4, 2)).astype("float32"), rng.integers(0, 3, 32)
 
+MASKS = {name: np.arange(np.prod(shape)).reshape(shape) % 2 for name, shape in {"conv": (3, 3, 2, 8), "dense": (8, 5), "scores": (5, 3)}.items()}
 METHODS = {
+    "fixed": kg.Fixed(MASKS),
     "gibbs": kg.Gibbs(0.5),
     "gibbs-kernel": kg.Gibbs(0.5, structure=kg.Kernel()),
     "gibbs-filter": kg.Gibbs(0.5, structure=kg.Filter(), hamiltonian=kg.FilterCoupling(sweeps=2)),
@@ -122,9 +125,11 @@ def test_a_checkpoint_strips_and_resumes_bit_for_bit(name, suffix, tmp_path):
     checkpoint = tf_keras.callbacks.ModelCheckpoint(f"{tmp_path}/{{epoch}}.{suffix}")
     pruned = compiled(kg_tfmot.prune(network(), METHODS[name], seed=1), graph=name == "gibbs")
     fit(pruned, GibbsPruningCallback(epochs=3), checkpoint, epochs=3)
-    loaded = tf_keras.models.load_model(f"{tmp_path}/2.{suffix}")
-    stripped = sparse.strip_pruning(loaded)
-    assert np.array_equal(stripped(X), loaded(X)) and min(zeros(stripped)) > 0
+    for epoch in (1, 3, 2):
+        loaded = tf_keras.models.load_model(f"{tmp_path}/{epoch}.{suffix}")
+        stripped = sparse.strip_pruning(loaded)
+        assert np.array_equal(stripped(X), loaded(X)) and (min(zeros(stripped)) > 0 if name == "gumbel" else zeros(stripped) == [72, 20, 8])
+    loaded.run_eagerly = pruned.run_eagerly
     fit(loaded, GibbsPruningCallback(epochs=3), epochs=3, initial_epoch=2)
     assert same(loaded.get_weights(), pruned.get_weights())
     assert same([v.numpy() for v in loaded.optimizer.variables], [v.numpy() for v in pruned.optimizer.variables])
@@ -169,6 +174,42 @@ def test_a_mask_of_ones_trains_like_the_dense_model():
         for model, callbacks in ((regular(), ()), (kg_tfmot.prune(regular(), kg.Fixed()), [GibbsPruningCallback()]))
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("options", [{"save_weights_only": True}, {"save_best_only": True, "monitor": "sparsity", "mode": "max"}], ids=["weights", "best"])
+def test_checkpoints_of_weights_and_of_the_best_epoch_hold_the_masks(options, tmp_path):
+    path = f"{tmp_path}/model.h5"
+    fit(compiled(kg_tfmot.prune(mlp(), kg.Gibbs(0.5), seed=1)), GibbsPruningCallback(), tf_keras.callbacks.ModelCheckpoint(path, **options), x=FLAT)
+    if "save_weights_only" in options:
+        loaded = kg_tfmot.prune(mlp(), kg.Gibbs(0.5), seed=2)
+        loaded.load_weights(path)
+    else:
+        loaded = tf_keras.models.load_model(path)
+    assert zeros(sparse.strip_pruning(loaded)) == [24, 12]
+
+
+class DenseOnly(sparse.PruningPolicy):
+    def allow_pruning(self, layer):
+        return isinstance(layer, layers.Dense)
+
+    def ensure_model_supports_pruning(self, model):
+        assert model.built
+
+
+def test_models_layers_and_lists_are_taken_as_by_tfmot_with_one_argument_more():
+    ours, theirs = (list(inspect.signature(function).parameters) for function in (kg_tfmot.prune_low_magnitude, sparse.prune_low_magnitude))
+    assert ours == [*theirs[:-1], "method", "kwargs"]
+    pruned = kg_tfmot.prune_low_magnitude(network(), pruning_policy=DenseOnly(), method=kg.Gibbs(0.5))
+    assert [layer.layer.name for layer in pruned_layers(pruned)] == ["dense", "scores"]
+    final = []
+    for prune_low_magnitude, arguments in ((sparse.prune_low_magnitude, {}), (kg_tfmot.prune_low_magnitude, {"method": kg.Gibbs(0.5)})):
+        one = prune_low_magnitude(layers.Dense(5, name="one"), input_shape=(6,), **arguments)
+        wrapped = [one, *prune_low_magnitude([layers.Dense(4, name="two"), layers.Dense(3, name="three")], **arguments)]
+        assert [layer.name for layer in wrapped] == [f"prune_low_magnitude_{name}" for name in ("one", "two", "three")]
+        assert all(type(layer).from_config(layer.get_config()).get_config() == layer.get_config() for layer in wrapped)
+        final.append(sparse.strip_pruning(tf_keras.Sequential(wrapped, name="same")))
+    assert [weight.name for weight in final[1].weights] == [weight.name for weight in final[0].weights]
+    assert final[1].get_config() == final[0].get_config()
 
 
 def test_without_a_method_everything_is_tfmots_own():

@@ -7,15 +7,15 @@ and one that mixes up the order of its data stops with an error or predicts some
 import keras
 import numpy as np
 import pytest
-from cases import JAX
+from cases import JAX, xla
 
 import keras_gibbs as kg
-from keras_gibbs import advisor, tflite_file
-from keras_gibbs.export import export_tflite
+from keras_gibbs.export import advisor, export_tflite, tflite_file
 
 pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
 layers = keras.layers
+without_xla = pytest.fixture(scope="module", autouse=True)(xla(False))
 SIZE, CHANNELS = 12, 16
 
 

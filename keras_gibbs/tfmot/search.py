@@ -3,7 +3,6 @@
 import contextlib
 import types
 
-import numpy as np
 import tensorflow as tf
 import tf_keras
 
@@ -26,6 +25,7 @@ class SearchedModel(Searching, tf_keras.Model):
     """
 
     sequence = tf_keras.utils.Sequence
+    aggregation = tf.VariableAggregation.ONLY_FIRST_REPLICA
 
     # An argument that is not `inputs` tells Keras to clone and strip this model into a plain functional one.
     def __init__(self, model):
@@ -33,17 +33,6 @@ class SearchedModel(Searching, tf_keras.Model):
         super().__init__(inputs=inputs, outputs=outputs, name=model.name)
         self._ends_in_softmax = ends_in(model) == "softmax"
         self.start_search()
-
-    def add_state(self, name, value, dtype):
-        value = np.asarray(value, dtype)
-        return self.add_weight(
-            name=name,
-            shape=value.shape,
-            dtype=dtype,
-            initializer=lambda shape, dtype=None: tf.convert_to_tensor(value, dtype),
-            trainable=False,
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        )
 
     def layers_in_order(self) -> list[Pruned]:
         return [layer for layer in walk(self) if isinstance(layer, Pruned) and layer.method and layer.method.searches_model]

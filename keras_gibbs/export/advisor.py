@@ -8,9 +8,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_gibbs import tflite_file, xnnpack
-from keras_gibbs.converter import convert, exportable
-from keras_gibbs.layouts import Change
+from keras_gibbs.export import tflite_file, xnnpack
+from keras_gibbs.export.converter import convert, exportable
+from keras_gibbs.export.layouts import Change
 from keras_gibbs.tables import render
 
 # A non-zero weight costs a sparse kernel this many times what a weight costs a dense one: a MobileNet-like network whose 1x1 convolutions are 90 % zero ran

@@ -3,13 +3,13 @@
 import dataclasses
 from pathlib import Path
 
-from keras_gibbs.advisor import Advice
+from keras_gibbs.export.advisor import Advice
 from keras_gibbs.tables import render
 
 
 @dataclasses.dataclass
 class ExportReport:
-    """What `export_tflite` wrote and what it found out about it; `print(report)` shows a table.
+    """What `export_tflite` wrote and what it found out about it; `print(report)` shows tables.
 
     Attributes:
         path: The file that was written.
@@ -48,4 +48,22 @@ class ExportReport:
             accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
             cells.append([name, *counts, runs, difference, accuracy])
         columns = [("encoding", "left"), *((heading, "right") for heading in headings)]
-        return render(str(self.path), columns, cells, [self.reason, *self.notes, *self.advice.sentences()])
+        accuracy = [] if self.accuracy is None else [f"Accuracy of the Keras model: {self.accuracy:.2%}."]
+        table = render(str(self.path), columns, cells, [self.reason, *accuracy, *self.notes, *self.advice.sentences()])
+        return "\n".join([table, *self._kernels()])
+
+    def _kernels(self):
+        """The table of zeros in the file that was written, if the model has any."""
+        columns = [("kernel", "left"), ("weights", "right"), ("zeros", "right"), ("kept", "right"), ("zeros in the file", "right"), ("compared by", "left")]
+        cells = [
+            [
+                row["kernel"],
+                f"{row['weights']:,}",
+                f"{row['zeros']:,}",
+                f"{row['kept']:,}",
+                "-" if row["file_zeros"] is None else f"{row['file_zeros']:,}",
+                row["checked"] or "not checked",
+            ]
+            for row in self.chosen["tensors"]
+        ]
+        return [render("Zero weights in the file that was written", columns, cells)] if cells else []

@@ -107,6 +107,11 @@ def count(graphs: list[Graph], name: str) -> int:
     return sum(operator.name == name for graph in graphs for operator in graph.operators)
 
 
+def flex_operators(graphs: list[Graph]) -> list[str]:
+    """Names of TensorFlow's own operators in the file."""
+    return sorted({operator.name for graph in graphs for operator in graph.operators if operator.name.startswith("Flex")})
+
+
 def float_operators(graphs: list[Graph]) -> list[str]:
     """Names of the operators that compute in float32, those apart that only turn integers into it."""
     return sorted(

@@ -5,8 +5,8 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_gibbs import samples
-from keras_gibbs.litert import BATCH
+from keras_gibbs.export import samples
+from keras_gibbs.export.litert import BATCH
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,9 +13,9 @@ import keras
 import numpy as np
 
 from keras_gibbs import graph
-from keras_gibbs.files import quiet
+from keras_gibbs.export.files import quiet
+from keras_gibbs.export.samples import padded, static_batch
 from keras_gibbs.model import pruned_layers, strip_pruning
-from keras_gibbs.samples import padded, static_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ def convert(model: keras.Model, folder: Path, encodings: list[str], samples: lis
     environment |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
     environment["CUDA_VISIBLE_DEVICES"] = "-1"  # this process may hold the GPU's memory
     environment["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # modules of the user's own layers
-    program = "import sys; from keras_gibbs.converter import _convert_saved; _convert_saved(*sys.argv[1:])"
+    program = "import sys; from keras_gibbs.export.converter import _convert_saved; _convert_saved(*sys.argv[1:])"
     command = [sys.executable, "-c", program, str(folder), *encodings]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     answer = json.loads((folder / "answer.json").read_text()) if (folder / "answer.json").exists() else {}
@@ -134,28 +134,38 @@ def _convert_saved(folder, *encodings):
 
 
 def _convert_here(model, folder, encodings, samples):
-    import tensorflow as tf
-
-    names, problems = [tensor.name for tensor in getattr(model, "inputs", None) or []], {}
+    saved, names, problems = folder / "saved", [tensor.name for tensor in getattr(model, "inputs", None) or []], {}
     with quiet():
         for name in encodings:
-            encoding = ENCODINGS[name]
-            arguments = {"optimizations": [getattr(tf.lite.Optimize, each) for each in encoding.optimizations]}
-            types = [tf.float16] if encoding.dtype == "float16" else []
-            if encoding.calibrated:
-                arguments["representative_dataset"] = lambda: _calibration(model, names, samples)
-            for operators in _operator_sets(tf.lite.OpsSet, encoding):
-                arguments["target_spec"] = {"supported_ops": operators, "supported_types": types}
-                try:
-                    model.export(str(folder / f"{name}.tflite"), format="litert", verbose=False, **arguments)
-                    break
-                except Exception as error:
-                    problem = error
-            else:
-                problems[name] = _explain(model, name, problem)
+            try:
+                if not saved.exists():
+                    model.export(str(saved), format="tf_saved_model", verbose=False)
+                content = _converted(saved, ENCODINGS[name], lambda: _calibration(model, names, samples))
+                (folder / f"{name}.tflite").write_bytes(content)
+            except Exception as error:
+                problems[name] = _explain(model, name, error)
                 if name == encodings[0]:
-                    raise RuntimeError(problems[name]) from problem
+                    raise RuntimeError(problems[name]) from error
     return names, problems
+
+
+def _converted(saved, encoding, calibration):
+    """The .tflite file of a SavedModel."""
+    import tensorflow as tf
+
+    for operators in _operator_sets(tf.lite.OpsSet, encoding):
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(saved))
+        converter.experimental_enable_resource_variables = True
+        converter.optimizations = [getattr(tf.lite.Optimize, each) for each in encoding.optimizations]
+        converter.target_spec.supported_ops = operators
+        converter.target_spec.supported_types = [tf.float16] if encoding.dtype == "float16" else []
+        if encoding.calibrated:
+            converter.representative_dataset = calibration
+        try:
+            return converter.convert()
+        except Exception as error:
+            problem = error
+    raise problem
 
 
 def _operator_sets(known, encoding):

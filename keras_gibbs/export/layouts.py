@@ -5,7 +5,7 @@ import enum
 
 import numpy as np
 
-from keras_gibbs.tflite_file import Graph, Operator, Tensor
+from keras_gibbs.export.tflite_file import Graph, Operator, Tensor
 
 UNARY = {"ABS", "CEIL", "ELU", "EXP", "FLOOR", "GELU", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "LOG", "NEG", "RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1"}
 UNARY |= {"ROUND", "RSQRT", "SIN", "COS", "SQRT", "SQUARE", "TANH"}

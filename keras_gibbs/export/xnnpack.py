@@ -14,8 +14,8 @@ import dataclasses
 
 import numpy as np
 
-from keras_gibbs.layouts import AFTER, LEAVES, SAME, WITH_KERNEL, Change, Layout, layout_of
-from keras_gibbs.tflite_file import Graph, Operator, Tensor
+from keras_gibbs.export.layouts import AFTER, LEAVES, SAME, WITH_KERNEL, Change, Layout, layout_of
+from keras_gibbs.export.tflite_file import Graph, Operator, Tensor
 
 
 @dataclasses.dataclass(eq=False)

@@ -1,7 +1,7 @@
 """Which of the files that were built to write."""
 
-from keras_gibbs.advisor import Advice
-from keras_gibbs.converter import ENCODINGS
+from keras_gibbs.export.advisor import Advice
+from keras_gibbs.export.converter import ENCODINGS
 
 LARGEST_DIFFERENCE = 0.05  # of the largest absolute value of the output
 ACCURACY_LOSS = 0.01

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_gibbs.tflite_file import Tensor
+from keras_gibbs.export.tflite_file import Tensor
 
 
 def zeros_kept(model: keras.Model, tensors: list[Tensor]) -> list[dict]:

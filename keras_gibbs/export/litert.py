@@ -4,11 +4,12 @@ import re
 
 import numpy as np
 
-from keras_gibbs.files import quiet
-from keras_gibbs.samples import padded
+from keras_gibbs.export.files import quiet
+from keras_gibbs.export.samples import padded
 
 BATCH = 128
 MISSING = "LiteRT is not installed; run `pip install keras_gibbs[litert]`"
+FLEX = "it holds operators that only TensorFlow's Flex delegate runs"
 
 
 def interpreters():
@@ -43,7 +44,7 @@ def run(content: bytes, inputs: list[np.ndarray], names: list[str], batch: int |
     if runtime is None:
         return None, MISSING
     outputs, problem = _run(runtime, runtime.OpResolverType.AUTO, content, inputs, names, batch)
-    if problem is None or problem.startswith("it holds"):
+    if problem in (None, FLEX):
         return outputs, problem
     outputs, other = _run(runtime, runtime.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES, content, inputs, names, batch)
     return outputs, problem if other else f"{problem} (without XNNPACK it runs, slowly)"
@@ -64,7 +65,7 @@ def _run(runtime, resolver, content, inputs, names, batch):
                 results.append({key: np.array(value) for key, value in runner(**feed).items()})
     except (RuntimeError, ValueError, KeyError) as error:
         if "Select TensorFlow op" in str(error):
-            return None, "it holds operators that only TensorFlow's Flex delegate runs"
+            return None, FLEX
         return None, f"LiteRT does not run it: {' '.join(str(error).split())}"
     keys = sorted(results[0], key=_output_order)
     return [np.concatenate([result[key] for result in results])[:count] for key in keys], None

@@ -1,7 +1,6 @@
-"""From a pruned model to files: a SavedModel, and a .tflite file with a report that says what was checked.
+"""A .tflite file, with a report that says what was checked.
 
 The way: strip -> convert every encoding into a folder beside `path` -> read and run each file -> move the chosen one to `path`.
-TensorFlow converts, so it is imported inside functions; under another backend a subprocess with TensorFlow converts the saved model.
 """
 
 import gzip
@@ -10,54 +9,17 @@ from pathlib import Path
 
 import keras
 
-from keras_gibbs import samples, tflite_file
-from keras_gibbs.advisor import advise, advise_file, has_open_sizes
-from keras_gibbs.choice import choose
-from keras_gibbs.comparison import compare_on
-from keras_gibbs.converter import ENCODINGS, convert, exportable
-from keras_gibbs.files import folder_beside, quiet
-from keras_gibbs.litert import MISSING, run
-from keras_gibbs.reports import ExportReport
-from keras_gibbs.zeros import kernels_with_zeros, zeros_kept
+from keras_gibbs.export import samples, tflite_file
+from keras_gibbs.export.advisor import advise, advise_file, has_open_sizes
+from keras_gibbs.export.choice import choose
+from keras_gibbs.export.comparison import compare_on
+from keras_gibbs.export.converter import ENCODINGS, convert, exportable
+from keras_gibbs.export.files import folder_beside
+from keras_gibbs.export.litert import FLEX, MISSING, run
+from keras_gibbs.export.reports import ExportReport
+from keras_gibbs.export.zeros import kernels_with_zeros, zeros_kept
 
 _PREFERENCES = ("raw", "gzip", "arm64")
-
-
-def export_saved_model(model: keras.Model, path: str | os.PathLike) -> None:
-    """Write a SavedModel that any TensorFlow serves, without Keras and without keras_gibbs.
-
-    Args:
-        model: A built Keras model, pruned or plain. A pruned one is stripped first; `model` itself is not changed.
-        path: Folder to write. Missing parents are made. A SavedModel that is there already is replaced once the new one is complete.
-
-    Raises:
-        ImportError: TensorFlow is not installed.
-        OSError: The folder cannot be written.
-        ValueError: `model` is not built, or `path` holds something that is not a SavedModel.
-
-    Example:
-
-    >>> kg.export_saved_model(pruned, "build/digits")
-    >>> tf.saved_model.load("build/digits").serve(images)
-    """
-    path = Path(path)
-    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "saved_model.pb").exists()):
-        raise ValueError(
-            "`path` must be new, an empty folder, or a SavedModel that may be replaced. "
-            f"Received: path={str(path)!r}, which holds other files. Choose a folder of its own."
-        )
-    model = exportable(model)
-    with folder_beside(path) as work:
-        with quiet():
-            model.export(str(work / "new"), format="tf_saved_model", verbose=False)
-        if path.exists():
-            os.replace(path, work / "old")
-        try:
-            os.replace(work / "new", path)
-        except OSError:
-            if (work / "old").exists():
-                os.replace(work / "old", path)
-            raise
 
 
 def export_tflite(
@@ -153,7 +115,9 @@ def _examine(model, encoding, content, graphs, names, comparison):
         outputs, problem = run(content, comparison.inputs, names, samples.static_batch(model))
     if outputs is not None and not comparison.fits(outputs):
         outputs, problem = None, "its outputs have other shapes than the Keras model's"
-    unchecked = comparison.inputs is None or problem == MISSING or (problem or "").startswith("it holds")
+    unchecked = comparison.inputs is None or problem in (MISSING, FLEX)
+    if problem == FLEX:
+        problem += f": {', '.join(tflite_file.flex_operators(graphs))}"
     row = {
         "encoding": encoding,
         "raw_bytes": len(content),
@@ -172,6 +136,8 @@ def _examine(model, encoding, content, graphs, names, comparison):
         notes.append(f"Not for XNNPACK: the {encoding} file ({problem}).")
     if ENCODINGS[encoding].calibrated and (floats := tflite_file.float_operators(graphs)):
         notes.append(f"Computed in float32 in the {encoding} file: {', '.join(floats)}.")
+    if counted := [tensor["kernel"] for tensor in tensors if tensor["checked"] == "count"]:
+        notes.append(f"Checked by their number only: zeros of {', '.join(counted)} in the {encoding} file (stored in another order).")
     if unpaired := [tensor["kernel"] for tensor in tensors if tensor["checked"] is None]:
         notes.append(f"Not checked: zeros of {', '.join(unpaired)} in the {encoding} file (merged or split by the converter).")
     return row, notes

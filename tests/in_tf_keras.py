@@ -30,6 +30,7 @@ METHODS = {
     "gibbs-filter": kg.Gibbs(0.5, structure=kg.Filter(), hamiltonian=kg.FilterCoupling(sweeps=2)),
     "magnitude": kg.Magnitude(kg.Polynomial(0.0, 0.5)),
     "magnitude-global": kg.Magnitude(0.5, scope="global"),
+    "magnitude-shape": kg.Magnitude(0.5, scope="shape", settle=0.5),
     "gumbel": kg.GumbelSoftmax(),
     "gumbel-weights": kg.GumbelSoftmax(train_weights=True, sparsity=0.5),
     "edge-popup": kg.EdgePopup(0.5),
@@ -102,6 +103,8 @@ def test_strip_pruning_gives_the_plain_model_with_its_masks(name):
         assert found == [72, 24, 0]  # half of 8 and three of 5 filters; the classifier keeps its units
     elif name == "magnitude-global":
         assert sum(found) == 100  # of 199
+    elif name == "magnitude-shape":
+        assert found == [97, 2, 0]  # the classifier would keep more than all; the others keep the rest in the ratio of 16 to 13
     elif name != "gumbel":
         assert found == [72, 20, 8]
     else:
@@ -536,6 +539,7 @@ def two_classes():
         (lambda: kg_tfmot.prune(mlp(), kg.Fixed({"none": np.ones((6, 8))})), ValueError, "none"),
         (lambda: kg_tfmot.prune(tf_keras.Sequential([layers.Dense(3)]), kg.Gibbs(0.5)), ValueError, "not built"),
         (lambda: kg_tfmot.prune_low_magnitude(mlp(), block_size=(2, 2), method=kg.Gibbs(0.5)), ValueError, "structure"),
+        (lambda: kg_tfmot.prune(mlp(), kg.Gibbs.recommended(0.5)), ValueError, "cannot hand a criterion its gradients"),
         (lambda: kg_tfmot.fold(mlp()), ValueError, "No layer"),
         (lambda: fit(compiled(mlp()), GibbsPruningCallback(), x=FLAT), ValueError, "UpdatePruningStep"),
     ],

@@ -29,6 +29,8 @@ from step_cost import RESULTS, environment, write
 from suites import SUITES
 from train_tfmot import TFMOT, obstacle
 
+TRIALS = RESULTS.parent.parent / "build"
+
 
 def load_images(suite, folder=None):
     """Training, validation and test images of a suite."""
@@ -118,9 +120,10 @@ def main():
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="some of the suite's variants")
     parser.add_argument("--dataset", choices=data.DATASETS, help="another data set than the suite's; results go to <suite>-<dataset>")
     parser.add_argument("--data", type=Path, help="a folder of .npz parts instead of tensorflow-datasets")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of results (%(default)s)")
+    parser.add_argument("--out", type=Path, help=f"the folder of results ({RESULTS}; for --budget smoke {TRIALS})")
     arguments = parser.parse_args()
     runs, images = chosen(arguments, parser), {}
+    out = arguments.out or (TRIALS if arguments.budget == "smoke" else RESULTS)
 
     def load(suite):
         key = (suite.dataset, suite.validation, suite.limit)
@@ -130,11 +133,11 @@ def main():
         return images[key]
 
     try:
-        made = perform(runs, arguments.out, load)
+        made = perform(runs, out, load)
     except KeyboardInterrupt:
         raise SystemExit("\nStopped. Finished runs are kept, and the same command goes on from the last epoch of this one.") from None
     folders = " ".join(dict.fromkeys(run.folder for run in runs))
-    print(f"{made} runs made; results in {arguments.out}. Tables and plots: python benchmarks/report.py {folders}")
+    print(f"{made} runs made; results in {out}. Tables and plots: python benchmarks/report.py {folders}{f' --results {out}' if out != RESULTS else ''}")
 
 
 if __name__ == "__main__":

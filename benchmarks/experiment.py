@@ -1,6 +1,7 @@
 """One run of a comparison: train a variant of a suite, strip it, and measure what came out."""
 
 import dataclasses
+import importlib.util
 import math
 import tempfile
 from pathlib import Path
@@ -58,8 +59,11 @@ def files(model, validation, test, count=1000):
         count: A number of images.
 
     Returns:
-        Dict with `auto` (name of a form) and `forms`: raw and gzip bytes of each, whether it runs, and its accuracy where that was measured.
+        Dict with `auto` (name of a form) and `forms`: raw and gzip bytes of each, whether it runs, and its accuracy where that was measured. None on a machine
+        without TensorFlow, which writes the files.
     """
+    if importlib.util.find_spec("tensorflow") is None:
+        return None
     validation, test = ((images[:count], labels[:count]) for images, labels in (validation, test))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
@@ -139,6 +143,7 @@ def train(suite, variant, seed, earlier, images, folder=None):
     }
     configuration = {
         "network": network.name,
+        "options": getattr(suite.network, "options", None),
         "dataset": suite.dataset,
         "train": len(x),
         "validation": len(x_val),

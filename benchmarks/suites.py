@@ -156,7 +156,7 @@ METHODS = {
     "gumbel": lambda sparsity: kg.GumbelSoftmax(sparsity=sparsity),  # masks only
     "gibbs-kernel": lambda sparsity: kg.Gibbs(sparsity, structure=kg.Kernel()),
     "gibbs-filter": lambda sparsity: kg.Gibbs(sparsity, structure=kg.Filter()),
-    "edropout": lambda sparsity: kg.EDropout(objective=kg.MarginEnergy() + kg.KeepPenalty(1 - sparsity)),  # whole filters, and a budget
+    "edropout": lambda sparsity: kg.EDropout(objective=kg.MarginEnergy() + kg.KeepPenalty(round(1 - sparsity, 6))),  # whole filters, and a budget
     "random": _random,
     # TF-MOT by other schedules than its pruning to the middle of training every 100 steps, to find its best one on validation images.
     "tfmot-early": lambda sparsity: TFMOT(sparsity, end=0.35),

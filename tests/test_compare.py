@@ -121,7 +121,7 @@ def smoke(tmp_path_factory):
 def test_the_smoke_budget_trains_strips_exports_and_reports(smoke, monkeypatch, capsys):
     results = tables.finished(smoke / "resnet8-smoke")
     families = {"gibbs"} | ({"tfmot"} if train_tfmot.obstacle() is None else set())
-    assert set(results) == {"dense"} | {f"{family}-90" for family in families}
+    assert set(results) == {f"{family}-90" for family in families}
     for family in families:
         run = results[f"{family}-90"][0]
         assert run["final"]["pruned_sparsity"] == pytest.approx(0.9, abs=1e-3)
@@ -144,7 +144,7 @@ def test_the_smoke_budget_trains_strips_exports_and_reports(smoke, monkeypatch, 
 def test_a_budget_names_runs_that_there_are_and_none_twice(name):
     runs = list(budgets.BUDGETS[name].runs())
     files = [run.file("results") for run in runs]
-    assert len(set(files)) == len(files) > 2
+    assert len(set(files)) == len(files) > 1
     if name == "full":
         assert {run.suite.epochs for run in runs} == {200} and runs[0].variant.name == "gibbs-90" and runs[0].folder == "resnet56-full"
 

@@ -2,6 +2,7 @@
 
 import statistics
 
+from suites import NOTES
 from tables import FEW, half_width
 
 RIVAL = "tfmot"
@@ -110,6 +111,11 @@ def files(suite, results):
             row[f"{name} accuracy, %"] = mean([100 * form["accuracy"] for form in forms])
         table.append(row)
     return table
+
+
+def notes(suite, results):
+    """One sentence on the methods that need one."""
+    return "; ".join(f"{family}: {NOTES[family]}" for family in families(suite, results) if family in NOTES) + "."
 
 
 def tables(suite, results):

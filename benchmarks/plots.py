@@ -148,6 +148,7 @@ def by_epoch(results, suite, title, path):
         if name == "beta" and axes.lines:
             axes.set_yscale("log")
         axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     figure.suptitle(f"{title}; at {level} %")
     _finish(figure, path, "method")

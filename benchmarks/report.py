@@ -51,7 +51,7 @@ def rows(suite, results):
 def report(name, results, suite, folder, as_markdown):
     """Print the tables of one suite and draw its plots."""
     levelled = bool(levels.levels(suite, results))
-    title = describe(results)
+    title = f"{describe(results)} {levels.notes(suite, results)}" if levelled else describe(results)
     tables = levels.tables(suite, results) if levelled else [rows(suite, results)]
     if as_markdown:
         print("\n\n".join([title, *map(markdown, tables)]))
@@ -60,12 +60,18 @@ def report(name, results, suite, folder, as_markdown):
             show(table, "" if index else title)
     drawn = {"-sparsity": plots.by_sparsity, "-bytes": plots.by_bytes, "-epochs": plots.by_epoch} if levelled else {"": plots.curves}
     try:
+        heading = _heading(results) if levelled else f"{name}, seeds in brackets"
         for suffix, draw in drawn.items():
             image = folder / f"{name}{suffix}.png"
-            draw(results, suite, name if levelled else f"{name}, seeds in brackets", image)
+            draw(results, suite, heading, image)
             print(f"Plot: {image}")
     except ImportError:
         print("No plot: matplotlib is not installed (pip install '.[plot]').")
+
+
+def _heading(results):
+    one = next(run for runs in results.values() for run in runs.values())["configuration"]
+    return f"{one['network']} on {one['dataset']}, {one['epochs']} epochs"
 
 
 def main():

@@ -149,19 +149,27 @@ def _random(sparsity):
 # The methods that are compared with TF-MOT, the most telling first: name -> function of the sparsity to what `Variant.method` may be.
 METHODS = {
     "tfmot": lambda sparsity: TFMOT(sparsity),
-    "gibbs": lambda sparsity: kg.Gibbs(sparsity),  # the authors' law and schedule
+    "gibbs": lambda sparsity: kg.Gibbs(sparsity),
     # The recipe that measures best belongs here: "gibbs-recommended": lambda sparsity: kg.Gibbs.recommended(sparsity),
     "magnitude": lambda sparsity: kg.Magnitude(kg.Polynomial(0.0, sparsity, end=0.5)),
-    "gumbel-joint": lambda sparsity: kg.GumbelSoftmax(train_weights=True, sparsity=sparsity),  # weights and masks together: an extension of ours
-    "gumbel": lambda sparsity: kg.GumbelSoftmax(sparsity=sparsity),  # masks only
+    "gumbel-joint": lambda sparsity: kg.GumbelSoftmax(train_weights=True, sparsity=sparsity),
+    "gumbel": lambda sparsity: kg.GumbelSoftmax(sparsity=sparsity),
     "gibbs-kernel": lambda sparsity: kg.Gibbs(sparsity, structure=kg.Kernel()),
     "gibbs-filter": lambda sparsity: kg.Gibbs(sparsity, structure=kg.Filter()),
-    "edropout": lambda sparsity: kg.EDropout(objective=kg.MarginEnergy() + kg.KeepPenalty(round(1 - sparsity, 6))),  # whole filters, and a budget
+    "edropout": lambda sparsity: kg.EDropout(objective=kg.MarginEnergy() + kg.KeepPenalty(round(1 - sparsity, 6))),
     "random": _random,
     # TF-MOT by other schedules than its pruning to the middle of training every 100 steps, to find its best one on validation images.
     "tfmot-early": lambda sparsity: TFMOT(sparsity, end=0.35),
     "tfmot-late": lambda sparsity: TFMOT(sparsity, end=0.65),
     "tfmot-often": lambda sparsity: TFMOT(sparsity, frequency=10),
+}
+NOTES = {  # what a reader of the tables has to know of a method
+    "tfmot": "TF-MOT itself: prune_low_magnitude on tf_keras",
+    "gibbs": "the authors' law and schedule",
+    "magnitude": "ours, with TF-MOT's schedule",
+    "gumbel-joint": "weights and masks together, an extension of ours",
+    "gumbel": "masks only, the weights stay as they were drawn",
+    "edropout": "whole filters, drawn to the sparsity by a penalty",
 }
 RATES = {"gumbel": 1e-2}  # what learns masks only needs larger steps
 

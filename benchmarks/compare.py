@@ -1,229 +1,143 @@
-"""Train the variants of a suite on the same terms, and keep every result.
+"""Train variants of a network on the same terms, and keep every result.
 
-    python benchmarks/compare.py extraction                     # all variants, seeds 0 and 1
-    python benchmarks/compare.py extraction --seeds 0 --only dense
-    python benchmarks/report.py extraction                      # the table and the plot, at any time
+    python benchmarks/compare.py --budget cpu                   # the comparison with TF-MOT, most telling runs first; two cores, many hours
+    python benchmarks/compare.py --budget smoke                 # a look, about a minute; its results are worth nothing
+    python benchmarks/compare.py --budget full                  # 200 epochs, for a GPU; KERAS_BACKEND=jax serves one without TensorFlow
+    python benchmarks/compare.py resnet8 --only tfmot-98 gibbs-98 --seeds 0 1 2
+    python benchmarks/compare.py extraction                     # all variants of a suite, seeds 0 and 1
+    python benchmarks/report.py resnet8                         # tables and plots, at any time
 
-Every finished run is one JSON file in benchmarks/results/<suite>/; a run whose file is there is not repeated, and Ctrl-C keeps what is finished. Seeds are
-paired: one seed is one initialization and one order of the batches for all variants. Test images are looked at once, after the last epoch, with the
-stripped model.
+Every finished run is one JSON file in benchmarks/results/<suite>/; a run whose file is there is not repeated, and Ctrl-C keeps what is finished and goes on
+from the last epoch of what is not (a run of TF-MOT begins again). Seeds are paired: one seed is one initialization and one order of the batches for all
+variants. Test images are looked at once, after the last epoch, with the stripped model and its .tflite files.
 """
 
 import argparse
 import dataclasses
 import json
-import math
-import tempfile
+import shutil
+import statistics
+import time
 from pathlib import Path
 
 import data
 import keras
-import numpy as np
-import recipe
-import train_tfmot
+from budgets import BUDGETS, Run
+from experiment import train
+from gpu import gpus
 from step_cost import RESULTS, environment, write
 from suites import SUITES
+from train_tfmot import TFMOT, obstacle
 
-import keras_gibbs as kg
-
-CLASSES = {"cifar10": 10, "cifar100": 100, "fashion_mnist": 10}
-
-
-def result_file(folder, suite, variant, seed):
-    return Path(folder) / suite / f"{variant}-seed{seed}.json"
+TRIALS = RESULTS.parent.parent / "build"
 
 
-class Stuck(keras.callbacks.Callback):
-    """Ends a run whose loss has been that of a guess for two epochs: all units are dead, and do not come back."""
-
-    def __init__(self, classes):
-        super().__init__()
-        self.guess, self.epochs = math.log(classes), 0
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.epochs = self.epochs + 1 if abs(logs["loss"] - self.guess) < 1e-3 else 0
-        if self.epochs == 2:
-            print("  The loss is that of a guess: the run ends here.", flush=True)
-            self.model.stop_training = True
-
-
-def accuracy(model, images, labels):
-    """Top-1 and top-5 accuracy of a model with logits, as fractions."""
-    logits = model.predict(images, batch_size=500, verbose=0)
-    right = np.take_along_axis(logits, labels[:, None], 1)
-    tied = (logits == right) & (np.arange(logits.shape[1]) < labels[:, None])  # of equal scores the first counts, as in `argmax`
-    ahead = np.sum((logits > right) | tied, axis=1)
-    known = np.isfinite(logits).all(axis=1)
-    return {"top1": float(np.mean(known & (ahead < 1))), "top5": float(np.mean(known & (ahead < 5)))}
-
-
-def unmasked(network, model):
-    """`network` with the weights of `model`, a pruned copy of it, without any mask."""
-    for layer in network.layers:
-        trained = model.get_layer(layer.name)
-        layer.set_weights((trained.layer if isinstance(trained, kg.Pruned) else trained).get_weights())
-    return network
-
-
-def files(model, validation, test, count=1000):
-    """The .tflite files of a final model: what each form weighs, which one "auto" writes, and the accuracy of that and of the dense one in LiteRT.
-
-    Args:
-        model: A plain Keras model.
-        validation: Scaled images and labels, of which "auto" looks at `count` to choose.
-        test: The same; the accuracy is that of the first `count`.
-        count: A number of images.
-
-    Returns:
-        Dict with `auto` (name of a form) and `forms`: raw and gzip bytes of each, whether it runs, and its accuracy where that was measured.
-    """
-    validation, test = ((images[:count], labels[:count]) for images, labels in (validation, test))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.tflite"
-        report = kg.export_tflite(model, path, data=validation)
-        forms = {row["encoding"]: {name: row[name] for name in ("raw_bytes", "gzip_bytes", "runs")} for row in report.rows}
-        chosen = report.chosen["encoding"]
-        for name in dict.fromkeys(("dense", chosen)):
-            forms[name]["accuracy"] = kg.export_tflite(model, path, encoding=name, data=test).chosen["accuracy"]
-    return {"auto": chosen, "images": len(test[0]), "forms": forms}
-
-
-def train_ours(suite, method, rate, seed, network, batches, validation, folder):
-    """Train a Keras 3 network, under a method or dense.
-
-    Returns:
-        The model, stripped if need be; the pruned one, or None; the history; the times.
-    """
-    classes = network.output_shape[-1]
-    pruned = None if method is None else kg.prune(network, method, where=suite.where, seed=seed)
-    callbacks = [batches.follow()] + ([] if method is None else [kg.GibbsPruningCallback()]) + [recipe.progress(suite.epochs), Stuck(classes)]
-    if folder is not None:
-        callbacks.append(keras.callbacks.BackupAndRestore(folder))
-    history, times = recipe.fit(pruned or network, batches, validation, suite.epochs, rate, callbacks)
-    return kg.strip_pruning(pruned) if pruned else network, pruned, history, times
-
-
-def train_theirs(suite, method, rate, seed, network, images):
-    """Train the network with TF-MOT; returns as `train_ours`."""
-    (x, _), _ = images
-    settings = {
-        "network": dataclasses.asdict(suite.network),
-        "shape": x.shape[1:],
-        "classes": network.output_shape[-1],
-        "layers": [layer.name for layer in network.layers if suite.where(layer)],
-        "seed": seed,
-        "rate": rate,
-        **{name: getattr(suite, name) for name in ("epochs", "steps", "batch", "augmented")},
-    }
-    history, times = train_tfmot.train(network, method, settings, images)
-    return network, None, history, times
-
-
-def train(suite, variant, seed, earlier, images, folder=None):
-    """One run.
-
-    Args:
-        suite: A `Suite`.
-        variant: One of its variants.
-        seed: Of the initialization, the masks and the order of the batches.
-        earlier: The results of the variants it needs, by name.
-        images: `(train, validation, test)`, each a pair of uint8 images and labels.
-        folder: Where the run keeps its last epoch, to go on from after an interruption; None keeps nothing.
-
-    Returns:
-        Dict with the history and the final figures.
-    """
-    (x, y), (x_val, y_val), (x_test, y_test) = images
-    scaling, looked_at = data.Scaling.of(x), slice(suite.validated)
-    keras.utils.set_random_seed(seed)
-    network = suite.network(x.shape[1:], CLASSES[suite.dataset])
-    method = variant.method(network, seed, earlier)
-    batches = data.Batches(x, y, scaling, batch_size=suite.batch, seed=seed, augmented=suite.augmented, steps=suite.steps)
-    if isinstance(method, train_tfmot.TFMOT):
-        shown = ((x, y), (x_val[looked_at], y_val[looked_at]))
-        final, pruned, history, times = train_theirs(suite, method, variant.rate, seed, network, shown)
-    else:
-        validation = (scaling(x_val[looked_at]), y_val[looked_at])
-        final, pruned, history, times = train_ours(suite, method, variant.rate, seed, network, batches, validation, folder)
-
-    x_test, x_val = scaling(x_test), scaling(x_val)
-    counted = {layer.name for layer in (filter(suite.where, network.layers) if suite.where else kg.pruned_layers(pruned or network))}
-    figures = {
-        "sparsity": kg.sparsity(final),
-        "pruned_sparsity": None if method is None else kg.sparsity(final, where=lambda layer: layer.name in counted),
-        "parameters": final.count_params(),
-        "test": accuracy(final, x_test, y_test),
-        "validation": accuracy(final, x_val, y_val),
-        "test_unmasked": accuracy(unmasked(network, pruned), x_test, y_test) if pruned else None,
-        "files": files(final, (x_val, y_val), (x_test, y_test)) if suite.exported else None,
-    }
-    configuration = {
-        "network": network.name,
-        "dataset": suite.dataset,
-        "train": len(x),
-        "validation": len(x_val),
-        "epochs": suite.epochs,
-        "steps": len(batches),
-        "batch": suite.batch,
-        "augmented": suite.augmented,
-        "optimizer": "Adam, cosine decay to 0",
-        "rate": variant.rate,
-        "method": None if method is None else method.brief(),
-    }
-    return {"configuration": configuration, **times, "history": history, "final": figures}
-
-
-def load_images(suite, folder=None, limit=None):
-    """Training, validation and test images of a suite; `limit` keeps the first so many of each, for a look."""
+def load_images(suite, folder=None):
+    """Training, validation and test images of a suite."""
     x, y = data.load(suite.dataset, "train", folder)
     (x, y), (x_val, y_val) = data.holdout(x, y, suite.validation)
-    return [(a[:limit], b[:limit]) for a, b in ((x, y), (x_val, y_val), data.load(suite.dataset, "test", folder))]
+    return [(a[: suite.limit], b[: suite.limit]) for a, b in ((x, y), (x_val, y_val), data.load(suite.dataset, "test", folder))]
 
 
-def run(name, suite, seeds, only, out, images):
-    """Every run of a suite that is not there yet; returns how many were made."""
-    made = 0
-    chosen = [variant for variant in suite.variants if not only or variant.name in only]
-    pending = [(seed, variant) for seed in seeds for variant in chosen if not result_file(out, name, variant.name, seed).exists()]
-    for seed, variant in pending:
-        earlier = {need: result_file(out, name, need, seed) for need in variant.needs}
-        missing = [need for need, file in earlier.items() if not file.exists()]
-        if missing:
-            print(f"Left out: {variant.name}, seed {seed}: it follows {missing}, which is not there.", flush=True)
+def why_not(run, out):
+    """Why a run cannot be made now, or None."""
+    if missing := [need for need in run.variant.needs if not run.file(out, need).exists()]:
+        return f"it follows {missing}, which is not there"
+    return obstacle() if isinstance(run.variant.method, TFMOT) else None
+
+
+def perform(runs, out, load):
+    """Every run whose result is not there yet.
+
+    Args:
+        runs: List of `Run`.
+        out: The folder of results.
+        load: Function of a `Suite` to its images.
+
+    Returns:
+        How many were made.
+    """
+    pending, made = [run for run in runs if not run.file(out).exists()], 0
+    taken = {folder: _seconds(out, folder) for folder in {run.folder for run in pending}}
+    for number, run in enumerate(pending, 1):
+        if reason := why_not(run, out):
+            print(f"Left out: {run.folder}, {run.variant.name}, seed {run.seed}: {reason}.", flush=True)
             continue
-        made += 1
-        print(f"{name}: {variant.name}, seed {seed} ({made} of {len(pending)})", flush=True)
-        file = result_file(out, name, variant.name, seed)
-        result = train(suite, variant, seed, {need: read(path) for need, path in earlier.items()}, images, file.with_suffix(".resume"))
-        write(file, {"suite": name, "variant": variant.name, "seed": seed, "environment": environment(), **result})
+        print(f"Run {number} of {len(pending)}: {run.folder}, {run.variant.name}, seed {run.seed}{_left(pending[number - 1 :], taken)}", flush=True)
+        start, kept = time.perf_counter(), run.file(out).with_suffix(".resume")
+        result = train(run.suite, run.variant, run.seed, {need: read(run.file(out, need)) for need in run.variant.needs}, load(run.suite), kept)
+        taken[run.folder].append(time.perf_counter() - start)
+        name = {"suite": run.folder, "variant": run.variant.name, "family": run.variant.family, "level": run.variant.level, "seed": run.seed}
+        write(run.file(out), name | {"environment": environment() | {"gpus": gpus()}, "run_seconds": round(taken[run.folder][-1], 1), **result})
+        shutil.rmtree(kept, ignore_errors=True)
         keras.backend.clear_session()
+        made += 1
     return made
+
+
+def _seconds(out, folder):
+    """How long the finished runs of a folder took."""
+    results = [read(file) for file in (Path(out) / folder).glob("*-seed*.json")]
+    return [result.get("run_seconds", result["seconds"]) for result in results]
+
+
+def _left(pending, taken):
+    """About how long these runs will take, by those of the same suite, or else of all; nothing where none is finished."""
+    known = [seconds for folder in taken.values() for seconds in folder]
+    if not known:
+        return ""
+    minutes = sum(statistics.fmean(taken[run.folder] or known) for run in pending) / 60
+    return f"; about {minutes // 60:.0f} h {minutes % 60:.0f} min left in all"
 
 
 def read(file):
     return json.loads(Path(file).read_text())
 
 
+def chosen(arguments, parser):
+    """The runs that the command line asks for."""
+    if arguments.budget:
+        if arguments.suite or arguments.seeds or arguments.only or arguments.dataset:
+            parser.error("a budget says by itself which suites, variants and seeds are run. Leave them out, or leave out --budget.")
+        return list(BUDGETS[arguments.budget].runs())
+    if not arguments.suite:
+        parser.error(f"name a suite ({', '.join(SUITES)}), or a --budget ({', '.join(BUDGETS)})")
+    name, suite = arguments.suite, SUITES[arguments.suite]
+    known = [variant.name for variant in suite.variants]
+    if unknown := set(arguments.only or ()) - set(known):
+        parser.error(f"unknown variants {sorted(unknown)}; {name} has {', '.join(known)}")
+    if arguments.dataset:
+        name, suite = f"{name}-{arguments.dataset}", dataclasses.replace(suite, dataset=arguments.dataset)
+    variants = [suite.variant(one) for one in known if not arguments.only or one in arguments.only]
+    return [Run(name, suite, variant, seed) for seed in arguments.seeds or (0, 1) for variant in variants]
+
+
 def main():
-    parser = argparse.ArgumentParser(description="Train the variants of a suite and keep every result.")
-    parser.add_argument("suite", choices=SUITES)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser = argparse.ArgumentParser(description="Train variants of a network on the same terms and keep every result.")
+    parser.add_argument("suite", nargs="?", choices=SUITES, metavar="suite", help=", ".join(SUITES))
+    parser.add_argument("--budget", choices=BUDGETS, help="a prepared list of runs, in place of a suite")
+    parser.add_argument("--seeds", type=int, nargs="+", help="0 and 1 if not given")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="some of the suite's variants")
     parser.add_argument("--dataset", choices=data.DATASETS, help="another data set than the suite's; results go to <suite>-<dataset>")
     parser.add_argument("--data", type=Path, help="a folder of .npz parts instead of tensorflow-datasets")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of results (%(default)s)")
+    parser.add_argument("--out", type=Path, help=f"the folder of results ({RESULTS}; for --budget smoke {TRIALS})")
     arguments = parser.parse_args()
-    known = [variant.name for variant in SUITES[arguments.suite].variants]
-    if unknown := set(arguments.only or ()) - set(known):
-        parser.error(f"unknown variants {sorted(unknown)}; {arguments.suite} has {', '.join(known)}")
-    name, suite = arguments.suite, SUITES[arguments.suite]
-    if arguments.dataset:
-        name, suite = f"{name}-{arguments.dataset}", dataclasses.replace(suite, dataset=arguments.dataset)
+    runs, images = chosen(arguments, parser), {}
+    out = arguments.out or (TRIALS if arguments.budget == "smoke" else RESULTS)
+
+    def load(suite):
+        key = (suite.dataset, suite.validation, suite.limit)
+        if key not in images:
+            images.clear()  # one data set at a time
+            images[key] = load_images(suite, arguments.data)
+        return images[key]
+
     try:
-        made = run(name, suite, arguments.seeds, arguments.only, arguments.out, load_images(suite, arguments.data))
+        made = perform(runs, out, load)
     except KeyboardInterrupt:
         raise SystemExit("\nStopped. Finished runs are kept, and the same command goes on from the last epoch of this one.") from None
-    print(f"{made} runs made; results in {arguments.out / name}. The table: python benchmarks/report.py {name}")
+    folders = " ".join(dict.fromkeys(run.folder for run in runs))
+    print(f"{made} runs made; results in {out}. Tables and plots: python benchmarks/report.py {folders}{f' --results {out}' if out != RESULTS else ''}")
 
 
 if __name__ == "__main__":

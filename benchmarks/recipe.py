@@ -1,11 +1,13 @@
 """How every variant of a comparison is trained, on Keras 3 and, for TF-MOT, on tf_keras."""
 
+import json
 import time
 
 import keras
+from step_cost import write
 
 
-def fit(model, batches, validation, epochs, rate, callbacks, api=keras):
+def fit(model, batches, validation, epochs, rate, callbacks, folder=None, api=keras):
     """Compile and train: Adam along a cosine to 0, cross-entropy of logits, validation after every epoch.
 
     Args:
@@ -15,27 +17,46 @@ def fit(model, batches, validation, epochs, rate, callbacks, api=keras):
         epochs: Epochs of `fit`.
         rate: Learning rate at the start.
         callbacks: Of the Keras in `api`.
+        folder: Where the last epoch is kept while the run lasts, to go on from after an interruption; None keeps nothing.
         api: The Keras that `model` is made with.
 
     Returns:
-        The history, `{name: [value of every epoch]}`, and the seconds that `fit` took, by the clock and of CPU time over all threads.
+        The history, `{name: [value of every epoch]}`, and the seconds that the epochs took, by the clock and of CPU time over all threads.
     """
     optimizer = api.optimizers.Adam(api.optimizers.schedules.CosineDecay(rate, epochs * len(batches)))
     model.compile(optimizer, api.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    start, cpu = time.perf_counter(), time.process_time()
+    record = Record(epochs, folder and folder / "history.json")
+    callbacks = [*callbacks, api.callbacks.LambdaCallback(on_epoch_begin=record.begin, on_epoch_end=record.end)]
+    if folder is not None:  # after the record: an epoch that is kept has its figures
+        callbacks.append(api.callbacks.BackupAndRestore(folder / "model"))
     # The batches have their own order: Keras would shuffle them by Python's generator, which no seed of ours reaches after an interruption.
-    history = model.fit(batches, epochs=epochs, verbose=0, shuffle=False, callbacks=callbacks, validation_data=validation, validation_batch_size=500).history
-    times = {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
-    return {name: [round(float(value), 6) for value in values] for name, values in history.items()}, times
+    model.fit(batches, epochs=epochs, verbose=0, shuffle=False, callbacks=callbacks, validation_data=validation, validation_batch_size=500)
+    return record.history(), record.times()
 
 
-def progress(epochs, api=keras):
-    """A callback that prints one line after every epoch, in place of Keras's own bar."""
-    start = time.perf_counter()
+class Record:
+    """The figures of every epoch, one printed line each, and a file of them that an interrupted run finds again."""
 
-    def line(epoch, logs):
-        passed, left = time.perf_counter() - start, epochs - epoch - 1
-        figures = ", ".join(f"{name} {logs[name]:.4f}" for name in ("loss", "val_accuracy", "sparsity") if name in logs)
-        print(f"  epoch {epoch + 1}/{epochs}: {figures}; {passed / (epoch + 1) * left:.0f} s left", flush=True)
+    def __init__(self, epochs, file=None):
+        self.epochs, self.file = epochs, file
+        self.rows = json.loads(file.read_text()) if file and file.exists() else []
 
-    return api.callbacks.LambdaCallback(on_epoch_end=line)
+    def begin(self, epoch, logs=None):
+        self.rows = self.rows[:epoch]  # an epoch that was cut off after its figures is trained again
+        self.start = time.perf_counter(), time.process_time()
+
+    def end(self, epoch, logs):
+        seconds, cpu_seconds = (now - then for now, then in zip((time.perf_counter(), time.process_time()), self.start, strict=True))
+        figures = {name: float(f"{float(value):.7g}") for name, value in logs.items()}
+        self.rows.append({"figures": figures, "times": {"seconds": seconds, "cpu_seconds": cpu_seconds}})
+        if self.file:
+            write(self.file, self.rows)
+        shown = ", ".join(f"{name} {figures[name]:.4f}" for name in ("loss", "val_accuracy", "sparsity") if name in figures)
+        left = self.times()["seconds"] / len(self.rows) * (self.epochs - epoch - 1)
+        print(f"  epoch {epoch + 1}/{self.epochs}: {shown}; {left:.0f} s left", flush=True)
+
+    def history(self):
+        return {name: [row["figures"].get(name) for row in self.rows] for name in self.rows[-1]["figures"]}
+
+    def times(self):
+        return {name: round(sum(row["times"][name] for row in self.rows), 1) for name in ("seconds", "cpu_seconds")}

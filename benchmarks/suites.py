@@ -6,6 +6,7 @@ any number of finished runs is a result.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from networks import Network, prunable
@@ -20,16 +21,24 @@ class Variant:
 
     Attributes:
         name: Its name in tables and file names.
-        method: From the network, the seed and the finished results of the same suite and seed, by variant name, to a pruning method, or to a `TFMOT`;
-            None trains the dense network.
+        method: A pruning method, a `TFMOT`, None for the dense network; or a function of the network, the seed and the finished results of the same suite and
+            seed, by variant name, to one of these.
         rate: Learning rate of Adam at the start; it falls to zero along a cosine.
         needs: The variants whose results `method` reads.
+        family: What the variants that differ in their sparsity only are called together.
+        level: That sparsity, in per cent of the weights of the pruned layers.
     """
 
     name: str
-    method: Callable
+    method: Any
     rate: float
     needs: tuple[str, ...] = ()
+    family: str = ""
+    level: int | None = None
+
+    def method_for(self, network, seed, earlier):
+        """The method of one run."""
+        return self.method(network, seed, earlier) if callable(self.method) else self.method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +59,7 @@ class Suite:
         reach: A validation accuracy; the report says after how many epochs each variant came to it.
         detailed: Whether the report has the top-5 accuracy, and that of the weights without their mask.
         exported: Whether the final model is written as .tflite files too, which are run and measured.
+        limit: Images of each split that are used, for a trial; None for all.
     """
 
     network: Callable
@@ -65,10 +75,11 @@ class Suite:
     reach: float | None = None
     detailed: bool = False
     exported: bool = False
+    limit: int | None = None
 
-
-def _fixed(method):
-    return lambda network, seed, earlier: method
+    def variant(self, name):
+        """The variant of this name."""
+        return next(variant for variant in self.variants if variant.name == name)
 
 
 def _extraction():
@@ -76,16 +87,16 @@ def _extraction():
     gumbel = [
         Variant(
             f"gumbel-{rescale or 'none'}-{'signed' if signed else 'normal'}",
-            _fixed(kg.GumbelSoftmax(rescale=rescale, signed_constant=signed)),
+            kg.GumbelSoftmax(rescale=rescale, signed_constant=signed),
             rate=1e-2,
         )
         for signed in (True, False)
         for rescale in ("smart", "dynamic", None)
     ]
     others = [
-        Variant("dense", _fixed(None), rate=1e-3),
-        Variant("edge-popup", _fixed(kg.EdgePopup(0.5)), rate=1e-2),
-        Variant("supermask", _fixed(kg.Supermask(rescale="smart")), rate=1e-2),
+        Variant("dense", None, rate=1e-3),
+        Variant("edge-popup", kg.EdgePopup(0.5), rate=1e-2),
+        Variant("supermask", kg.Supermask(rescale="smart"), rate=1e-2),
     ]
     first = gumbel[:1] + others[:1] + gumbel[1:] + others[1:]
     return Suite(Network("convolutions", {"depth": 2}), "cifar10", epochs=12, steps=88, variants=tuple(first), reach=0.5)
@@ -113,9 +124,9 @@ def _random_filters(network, seed, earlier):
 
 def _filters(network, dataset, epochs, rate=2e-3, augmented=False, compared=True, normalized=True):
     """EDropout beside the dense network, and filters removed by magnitude and at random at the fraction that it came to."""
-    variants = [Variant("dense", _fixed(None), rate), Variant("edropout", _fixed(kg.EDropout()), rate)]
+    variants = [Variant("dense", None, rate), Variant("edropout", kg.EDropout(), rate)]
     if not normalized:  # where a small output is the better margin, the cross-entropy is no worse off
-        variants.append(Variant("edropout-cross-entropy", _fixed(kg.EDropout(objective=kg.CrossEntropyEnergy())), rate))
+        variants.append(Variant("edropout-cross-entropy", kg.EDropout(objective=kg.CrossEntropyEnergy()), rate))
     if compared:
         variants += [Variant("magnitude", _magnitude_filters, rate, ("edropout",)), Variant("random", _random_filters, rate, ("edropout",))]
     return Suite(network, dataset, epochs, tuple(variants), augmented=augmented, detailed=True)
@@ -125,7 +136,7 @@ LEVELS = (98, 95, 90, 80, 50)  # per cent removed, the most telling first
 
 
 def _random(sparsity):
-    """A mask that removes weights at random, the same fraction of every layer, from the first step on."""
+    """Masks that remove weights at random, the same fraction of every layer, from the first step on."""
 
     def masks(network, seed, earlier):
         rng = np.random.default_rng([seed, 2])
@@ -135,23 +146,35 @@ def _random(sparsity):
     return masks
 
 
-# The methods that are compared with TF-MOT, the most telling first: name -> from the sparsity to what `Variant.method` is.
+# The methods that are compared with TF-MOT, the most telling first: name -> function of the sparsity to what `Variant.method` may be.
 METHODS = {
-    "tfmot": lambda sparsity: _fixed(TFMOT(sparsity)),
-    "gibbs-recommended": lambda sparsity: _fixed(kg.Gibbs.recommended(sparsity)),
-    "gibbs": lambda sparsity: _fixed(kg.Gibbs(sparsity)),  # the authors' law and schedule
-    "magnitude": lambda sparsity: _fixed(kg.Magnitude(kg.Polynomial(0.0, sparsity, end=0.5))),
-    # What of the recommended recipe is its shares, its criterion and its noise: magnitude with the first, with the first two.
-    "magnitude-shape": lambda sparsity: _fixed(kg.Magnitude(kg.Polynomial(0.0, sparsity, end=0.5), scope="shape", settle=0.5)),
-    "magnitude-curvature": lambda sparsity: _fixed(
-        kg.Magnitude(kg.Polynomial(0.0, sparsity, end=0.5), scope="shape", settle=0.5, criterion=kg.CurvatureEnergy())
-    ),
-    "gumbel-joint": lambda sparsity: _fixed(kg.GumbelSoftmax(train_weights=True, sparsity=sparsity)),  # weights and masks together: an extension of ours
-    "gumbel": lambda sparsity: _fixed(kg.GumbelSoftmax(sparsity=sparsity)),  # masks only
-    "gibbs-kernel": lambda sparsity: _fixed(kg.Gibbs(sparsity, structure=kg.Kernel())),
-    "gibbs-filter": lambda sparsity: _fixed(kg.Gibbs(sparsity, structure=kg.Filter())),
-    "edropout": lambda sparsity: _fixed(kg.EDropout(objective=kg.MarginEnergy() + kg.KeepPenalty(1 - sparsity))),  # whole filters, and a budget
+    "tfmot": lambda sparsity: TFMOT(sparsity),
+    "gibbs-recommended": lambda sparsity: kg.Gibbs.recommended(sparsity),
+    "gibbs": lambda sparsity: kg.Gibbs(sparsity),
+    "magnitude": lambda sparsity: kg.Magnitude(kg.Polynomial(0.0, sparsity, end=0.5)),
+    "magnitude-shape": lambda sparsity: kg.Magnitude(kg.Polynomial(0.0, sparsity, end=0.5), scope="shape", settle=0.5),
+    "magnitude-curvature": lambda sparsity: kg.Magnitude(kg.Polynomial(0.0, sparsity, end=0.5), scope="shape", settle=0.5, criterion=kg.CurvatureEnergy()),
+    "gumbel-joint": lambda sparsity: kg.GumbelSoftmax(train_weights=True, sparsity=sparsity),
+    "gumbel": lambda sparsity: kg.GumbelSoftmax(sparsity=sparsity),
+    "gibbs-kernel": lambda sparsity: kg.Gibbs(sparsity, structure=kg.Kernel()),
+    "gibbs-filter": lambda sparsity: kg.Gibbs(sparsity, structure=kg.Filter()),
+    "edropout": lambda sparsity: kg.EDropout(objective=kg.MarginEnergy() + kg.KeepPenalty(round(1 - sparsity, 6))),
     "random": _random,
+    # TF-MOT by other schedules than its pruning to the middle of training every 100 steps, to find its best one on validation images.
+    "tfmot-early": lambda sparsity: TFMOT(sparsity, end=0.35),
+    "tfmot-late": lambda sparsity: TFMOT(sparsity, end=0.65),
+    "tfmot-often": lambda sparsity: TFMOT(sparsity, frequency=10),
+}
+NOTES = {  # what a reader of the tables has to know of a method
+    "tfmot": "TF-MOT itself: prune_low_magnitude on tf_keras",
+    "gibbs-recommended": "curvature, shares by shape, a mask held from the middle of training on: `Gibbs.recommended`",
+    "gibbs": "the authors' law and schedule",
+    "magnitude": "ours, with TF-MOT's schedule",
+    "magnitude-shape": "and with the recipe's shares and held mask",
+    "magnitude-curvature": "and with its criterion too: the recipe without noise",
+    "gumbel-joint": "weights and masks together, an extension of ours",
+    "gumbel": "masks only, the weights stay as they were drawn",
+    "edropout": "whole filters, drawn to the sparsity by a penalty",
 }
 RATES = {"gumbel": 1e-2}  # what learns masks only needs larger steps
 
@@ -159,10 +182,12 @@ RATES = {"gumbel": 1e-2}  # what learns masks only needs larger steps
 def _against_tfmot(network, dataset="cifar10", epochs=6, rate=2e-3, augmented=True, without=()):
     """Every method at every level, beside the dense network."""
     levels = [
-        Variant(f"{name}-{level}", method(level / 100), RATES.get(name, rate)) for level in LEVELS for name, method in METHODS.items() if name not in without
+        Variant(f"{name}-{level}", method(level / 100), RATES.get(name, rate), family=name, level=level)
+        for level in LEVELS
+        for name, method in METHODS.items()
+        if name not in without
     ]
-    variants = (Variant("dense", _fixed(None), rate), *levels)
-    return Suite(network, dataset, epochs, variants, augmented=augmented, where=prunable, exported=True)
+    return Suite(network, dataset, epochs, (Variant("dense", None, rate), *levels), augmented=augmented, where=prunable, exported=True)
 
 
 SUITES = {
@@ -172,6 +197,7 @@ SUITES = {
     "filters-alexnet": _filters(Network("alexnet", {"width": 16}), "cifar10", 8, rate=1e-3, compared=False, normalized=False),
     "filters-squeezenet": _filters(Network("squeezenet", {"width": 32}), "cifar10", 5, rate=1e-3, compared=False, normalized=False),
     **{f"resnet{depth}": _against_tfmot(Network("resnet", {"depth": depth})) for depth in (8, 20, 32, 56)},
-    "mobilenet": _against_tfmot(Network("mobilenet", {"alpha": 0.5})),
-    "mlp-fashion": _against_tfmot(Network("mlp"), "fashion_mnist", rate=1e-3, augmented=False, without=("gibbs-kernel",)),  # 1x1 kernels are weights
+    # Where no kernel is larger than 1x1, kernels are weights.
+    "mobilenet": _against_tfmot(Network("mobilenet", {"alpha": 0.5}), without=("gibbs-kernel",)),
+    "mlp-fashion": _against_tfmot(Network("mlp"), "fashion_mnist", rate=1e-3, augmented=False, without=("gibbs-kernel",)),
 }

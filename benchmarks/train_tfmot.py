@@ -44,15 +44,27 @@ class TFMOT:
         return repr(self)
 
     def steps(self, total):
-        """The first and the last step of pruning in a training of `total` steps; the last one is a step at which masks are found anew."""
+        """The first and the last step of pruning in a training of `total` steps; the last one is a step at which masks are found anew.
+
+        Raises:
+            ValueError: Training is too short for a `frequency` like this.
+        """
         begin = round(self.begin * total)
-        updates = max(1, round((self.end * total - begin) / self.frequency))
-        return begin, begin + updates * self.frequency
+        end = begin + max(1, round((self.end * total - begin) / self.frequency)) * self.frequency
+        if end > total:
+            raise ValueError(f"TF-MOT would not come to its sparsity in a training of {total} steps. Received: {self!r}. Take a smaller frequency.")
+        return begin, end
 
 
-def missing():
-    """The packages that TF-MOT needs here and that are not installed."""
-    return [package for package in PACKAGES if importlib.util.find_spec(package) is None]
+def obstacle():
+    """Why TF-MOT cannot run here, or None."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return f"TF-MOT is TensorFlow's, and this comparison runs on {keras.backend.backend()}"
+    if missing := [package for package in PACKAGES if importlib.util.find_spec(package) is None]:
+        return f"not installed: {', '.join(missing)}; pip install -e '.[tfmot]'"
+    return None
 
 
 def train(network, method, settings, images):
@@ -69,12 +81,11 @@ def train(network, method, settings, images):
         The history and the times, as from `recipe.fit`.
 
     Raises:
-        ImportError: TF-MOT is not installed.
         RuntimeError: The process failed; it has said why.
+        ValueError: Training is too short for the method.
     """
-    if lacking := missing():
-        raise ImportError(f"This variant is TF-MOT itself. Not installed: {', '.join(lacking)}. Run `pip install -e '.[tfmot]'`.")
     (x, y), (x_val, y_val) = images
+    method.steps(settings["epochs"] * (settings["steps"] or len(x) // settings["batch"]))
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         np.savez(folder / "images.npz", x=x, y=y, x_val=x_val, y_val=y_val)
@@ -152,10 +163,9 @@ def main(folder):
     callbacks = [
         sparse.UpdatePruningStep(),
         tf_keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(sparsity=_fraction_of_zeros(model))),
-        recipe.progress(epochs, tf_keras),
     ]
     validation = (scaling(x_val), y_val)
-    history, times = recipe.fit(model, Sequence(), validation, epochs, settings["rate"], callbacks, tf_keras)
+    history, times = recipe.fit(model, Sequence(), validation, epochs, settings["rate"], callbacks, api=tf_keras)
     np.savez(folder / "final.npz", **named_weights(sparse.strip_pruning(model)))
     (folder / "history.json").write_text(json.dumps({"history": history, "times": times}))
 

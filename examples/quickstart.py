@@ -55,7 +55,7 @@ def main():
     train(dense, x_train, y_train)
 
     print("Training it with Gibbs pruning at 90 % ...", flush=True)
-    pruned = kg.prune(convnet(), kg.Gibbs(sparsity=0.9), seed=1)
+    pruned = kg.prune(convnet(), kg.Gibbs.recommended(sparsity=0.9), seed=1)
     train(pruned, x_train, y_train, callbacks=[kg.GibbsPruningCallback()])
     final = kg.strip_pruning(pruned)  # a plain Keras model, 90 % zeros
 

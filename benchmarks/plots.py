@@ -107,6 +107,8 @@ def by_bytes(results, suite, title, path):
         for family in families:
             names = ["dense"] if family == "dense" else [f"{family}-{level}" for level in levels.levels(suite, results)]
             files = [found for name in names if (found := levels.exported(results, name))]
+            if not files:
+                continue
             style = {"color": "black", "marker": "*"} if family == "dense" else _style(suite, family)
             for form, options in FORMS.items():
                 points = [[file["forms"][file["auto"] if form == "auto" else form] for file in seeds] for seeds in files]

@@ -62,8 +62,9 @@ class CurvatureEnergy(Criterion):
     well, since the loss looks at the kernel after its mask. It costs no pass of its own. Worths are in units of the loss, so that those of different layers
     can be compared: use it with `scope="global"`.
 
-    The gradient is that of the mean loss over a batch, smaller in every layer alike where batches are larger; only ratios count. It is one float32 variable
-    in the shape of the kernel.
+    The gradient is that of the mean loss over a batch, smaller in every layer alike where batches are larger; only ratios count. F is one float32 variable
+    in the shape of the kernel. It is among the trainable ones and its new value comes where a gradient would, which every Keras optimizer knows to assign
+    (`overwrite_with_gradient`); a training loop with an optimizer of another kind has to do the same.
 
     Args:
         decay: Weight of the past in the running mean, in [0, 1): 0.998 remembers about 500 steps. A mean over few steps lets the mask flicker.

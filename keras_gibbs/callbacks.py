@@ -140,15 +140,17 @@ class Annealing:
         for layer in self._layers:
             if layer.built:  # a subclassed model may build its layers in the first step; they start where schedules do
                 layer.anneal(progress)
-        if self._shared is None or progress - self._shared >= SHARING or progress < self._shared or self._settles(progress):
+        if self._shares(progress):
             self._shared = progress
             self.distribute(model, self._layers)
-        for layer in self._layers:
-            if layer.built:
-                layer.settle()
+            for layer in self._layers:
+                if layer.built:
+                    layer.settle()
 
-    def _settles(self, progress):
-        """Whether a method comes to hold its mask between the last sharing and `progress`."""
+    def _shares(self, progress):
+        """Whether it is time to share out anew what is kept, or for a method to hold its mask."""
+        if self._shared is None or abs(progress - self._shared) >= SHARING:
+            return True
         times = {layer.method.settle for layer in self._layers} - {None}
         return any(self._shared < time <= progress for time in times)
 

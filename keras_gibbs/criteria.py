@@ -60,7 +60,7 @@ class CurvatureEnergy(Criterion):
 
     F is a running mean of the squared gradient with respect to the masked kernel: an estimate of the diagonal of the Hessian, which removed weights have as
     well, since the loss looks at the kernel after its mask. It costs no pass of its own. Worths are in units of the loss, so that those of different layers
-    can be compared: use it with `scope="global"`.
+    can be compared with `scope="global"`; give that a `floor`, for a layer that loses most of its weights early otherwise loses them all.
 
     The gradient is that of the mean loss over a batch, smaller in every layer alike where batches are larger; only ratios count. F is one float32 variable
     in the shape of the kernel. It is among the trainable ones and its new value comes where a gradient would, which every Keras optimizer knows to assign
@@ -74,7 +74,7 @@ class CurvatureEnergy(Criterion):
 
     Example:
 
-    >>> kg.Magnitude(kg.Polynomial(0.0, 0.95, end=0.5), criterion=kg.CurvatureEnergy(), scope="global", settle=0.64)
+    >>> kg.Magnitude(kg.Polynomial(0.0, 0.95, end=0.5), criterion=kg.CurvatureEnergy(), scope="global", floor=0.4, settle=0.64)
 
     Reference: the saliency of LeCun, Denker & Solla 1990, Optimal Brain Damage, with the empirical Fisher information in place of the second derivative.
     """

@@ -11,6 +11,7 @@ from keras_gibbs import graph, ranking
 from keras_gibbs.configuration import register
 from keras_gibbs.masks import Masks, compiled_masks
 from keras_gibbs.methods.base import PruningMethod
+from keras_gibbs.specs import add_variable
 from keras_gibbs.structures import DEPTHWISE, TRANSPOSED, layout_of
 from keras_gibbs.typing import Tensor
 
@@ -117,13 +118,12 @@ class Pruned(keras.layers.Wrapper):
                 variable.trainable = False
 
     def _add_state(self, name, value, dtype="float32", trainable=False, overwritten=False):
-        value = np.asarray(value, dtype)
         follows_batch = trainable or overwritten
-        return self.add_weight(
-            name=name,
-            shape=value.shape,
-            dtype=dtype,
-            initializer=lambda shape, dtype=None: ops.convert_to_tensor(value, dtype),
+        return add_variable(
+            self,
+            name,
+            value,
+            dtype,
             trainable=follows_batch,
             autocast=False,
             aggregation="mean" if follows_batch else "only_first_replica",  # replicas draw the same masks, so the rest of their state agrees
@@ -250,7 +250,7 @@ class Pruned(keras.layers.Wrapper):
         self._assign({name: values[name] for name in moving})
         if "sparsity" in moving and self.method.scope == "layer":
             self._assign(self.method.targets(values, self.groups))
-        if self.settled and progress < self.method.settle:
+        if self.method.settle is not None and progress < self.method.settle:
             self._assign({"settled": 0})
         self._progress.assign(progress)
         self.note_change()

@@ -10,6 +10,7 @@ from keras import ops
 from keras_gibbs import evolution
 from keras_gibbs.objectives import Context
 from keras_gibbs.search_checks import check_energy_batch, check_labels
+from keras_gibbs.specs import add_variable
 from keras_gibbs.typing import Tensor
 
 SMALLEST_PROBABILITY = 1e-7  # of a softmax output, before its logarithm is taken
@@ -38,15 +39,7 @@ class Searching:
 
     def add_state(self, name, value, dtype):
         """A variable of the model that starts as `value` and that no optimizer trains."""
-        value = np.asarray(value, dtype)
-        return self.add_weight(
-            name=name,
-            shape=value.shape,
-            dtype=dtype,
-            initializer=lambda shape, dtype=None: ops.convert_to_tensor(value, dtype),
-            trainable=False,
-            aggregation=self.aggregation,
-        )
+        return add_variable(self, name, value, dtype, trainable=False, aggregation=self.aggregation)
 
     def layers_in_order(self) -> list:
         """The wrapped layers, in the order of the bits; not an attribute, which would be saved a second time."""

@@ -1,7 +1,10 @@
-"""What a state variable of a wrapper is."""
+"""What a state variable of a wrapper is, and how it is made."""
 
 import dataclasses
 from typing import Any
+
+import numpy as np
+from keras import ops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,3 +22,10 @@ class Spec:
     dtype: str = "float32"
     trainable: bool = False
     overwritten: bool = False
+
+
+def add_variable(owner, name: str, value, dtype: str = "float32", **options):
+    """Add a variable that starts as `value` to a layer or a model, of one Keras or another; `options` are those of its `add_weight`."""
+    value = np.asarray(value, dtype)
+    start = {"initializer": lambda shape, dtype=None: ops.convert_to_tensor(value, dtype)}
+    return owner.add_weight(name=name, shape=value.shape, dtype=dtype, **start, **options)

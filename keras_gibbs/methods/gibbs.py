@@ -69,14 +69,14 @@ class Gibbs(WeighingMethod):
 
     def __post_init__(self):
         super().__post_init__()
+        if not isinstance(self.law, Hamiltonian):
+            raise TypeError(f"`hamiltonian` must be an object such as `KernelCoupling(c=0.01)`. Received: hamiltonian={self.hamiltonian!r}.")
         if self.scale not in ("absolute", "log"):
             raise ValueError(f"`scale` must be 'absolute' or 'log'. Received: scale={self.scale!r}.")
         if self.count not in ("free", "exact"):
             raise ValueError(f"`count` must be 'free' or 'exact'. Received: count={self.count!r}.")
         if self.count == "exact" and not isinstance(self.law, Independent):
             raise ValueError(f"`count='exact'` is defined for independent groups. Received: hamiltonian={self.law!r}. Use `hamiltonian=Independent()`.")
-        if not isinstance(self.law, Hamiltonian):
-            raise TypeError(f"`hamiltonian` must be an object such as `KernelCoupling(c=0.01)`. Received: hamiltonian={self.hamiltonian!r}.")
         self.law.check(self.structure)
         if self.schedules()["beta"].bounds[0] < 0:
             raise ValueError(f"`beta`, an inverse temperature, must not be negative. Received: beta={self.beta!r}. 0 is pure noise.")

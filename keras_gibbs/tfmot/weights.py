@@ -110,7 +110,7 @@ class MaskedWeight:
         updates = {name: values[name] for name in moving}
         if "sparsity" in moving and self.method.scope == "layer":
             updates |= self.method.targets(values, self.groups)
-        if self.settled and self.progress < self.method.settle:
+        if self.method.settle is not None and self.progress < self.method.settle:
             updates |= {"settled": 0}
         for name, value in updates.items():
             self.state[name].assign(value)

@@ -7,13 +7,13 @@ import types
 import warnings
 
 import keras
-import numpy as np
 import tensorflow as tf
 import tf_keras
 from tensorflow_model_optimization.python.core.keras.utils import smart_cond
 from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry, pruning_schedule, pruning_wrapper
 
 from keras_gibbs.methods.base import PruningMethod
+from keras_gibbs.specs import add_variable
 from keras_gibbs.tfmot.weights import MaskedWeight
 
 DEFAULT_SCHEDULE = pruning_schedule.ConstantSparsity(0.5, 0)  # TF-MOT's own
@@ -108,15 +108,8 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
 
     def add_state(self, name, value, dtype="float32", trainable=False):
         """Add a variable that starts as `value`."""
-        value = np.asarray(value, dtype)
-        return self.add_weight(
-            name,
-            shape=value.shape,
-            dtype=dtype,
-            initializer=lambda shape, dtype=None: tf.convert_to_tensor(value, dtype),
-            trainable=trainable,
-            aggregation=tf.VariableAggregation.MEAN if trainable else tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        )
+        aggregation = tf.VariableAggregation.MEAN if trainable else tf.VariableAggregation.ONLY_FIRST_REPLICA
+        return add_variable(self, name, value, dtype, trainable=trainable, aggregation=aggregation)
 
     # Running the layer.
 

@@ -76,7 +76,7 @@ def _often(variants):
 
 
 FIVE = (0, 1, 2, 3, 4)
-RECIPE = ("magnitude-curvature", "magnitude-shape", "gibbs")  # the recipe without its noise, without its criterion too, and the authors' law
+RECIPE = ("magnitude-shape", "gibbs", "gibbs-curvature", "magnitude-curvature")  # the recipe without noise, the authors' law, and another energy
 _CPU = (
     Part("resnet8", ("dense", *at(98, *RIVALS)), FIVE),
     Part("resnet8", at(95, *RIVALS), FIVE),

@@ -159,7 +159,7 @@ def at(model, progress, timer):
 
 
 def by_curvature():
-    """Gibbs pruning by curvature, as in `Gibbs.recommended`, with a constant sparsity."""
+    """Gibbs pruning by curvature, one threshold for the network, with a constant sparsity."""
     import keras_gibbs as kg
 
     return kg.Gibbs(SPARSITY, criterion=kg.CurvatureEnergy(), scope="global", scale="log", settle=1.0)

@@ -150,6 +150,7 @@ def _random(sparsity):
 METHODS = {
     "tfmot": lambda sparsity: TFMOT(sparsity),
     "gibbs-recommended": lambda sparsity: kg.Gibbs.recommended(sparsity),
+    "gibbs-curvature": lambda sparsity: kg.Gibbs.recommended(sparsity, criterion=kg.CurvatureEnergy(), beta=kg.Geometric(1.0, 50.0, end=0.5)),
     "gibbs": lambda sparsity: kg.Gibbs(sparsity),
     "magnitude": lambda sparsity: kg.Magnitude(kg.Polynomial(0.0, sparsity, end=0.5)),
     "magnitude-shape": lambda sparsity: kg.Magnitude(kg.Polynomial(0.0, sparsity, end=0.5), scope="shape", settle=0.5),
@@ -167,11 +168,12 @@ METHODS = {
 }
 NOTES = {  # what a reader of the tables has to know of a method
     "tfmot": "TF-MOT itself: prune_low_magnitude on tf_keras",
-    "gibbs-recommended": "curvature, shares by shape, a mask held from the middle of training on: `Gibbs.recommended`",
+    "gibbs-recommended": "little noise, shares by shape, a mask held from the middle of training on: `Gibbs.recommended`",
+    "gibbs-curvature": "the same by curvature, with more noise",
     "gibbs": "the authors' law and schedule",
     "magnitude": "ours, with TF-MOT's schedule",
-    "magnitude-shape": "and with the recipe's shares and held mask",
-    "magnitude-curvature": "and with its criterion too: the recipe without noise",
+    "magnitude-shape": "and with the recipe's shares and held mask: the recipe without noise",
+    "magnitude-curvature": "and by curvature",
     "gumbel-joint": "weights and masks together, an extension of ours",
     "gumbel": "masks only, the weights stay as they were drawn",
     "edropout": "whole filters, drawn to the sparsity by a penalty",

@@ -7,7 +7,6 @@ from keras import ops
 
 from keras_gibbs import ranking, sampling
 from keras_gibbs.configuration import register
-from keras_gibbs.criteria import CurvatureEnergy
 from keras_gibbs.energies import FilterCoupling, Hamiltonian, Independent, authors_hamiltonian
 from keras_gibbs.methods.base import check_sparsity
 from keras_gibbs.methods.weighing import WeighingMethod
@@ -83,10 +82,10 @@ class Gibbs(WeighingMethod):
 
     @classmethod
     def recommended(cls, sparsity: float, **changes) -> "Gibbs":
-        """What measured best at removing single weights: the energy is the rise of the loss, and small kernels stay denser.
+        """What measured best at removing single weights: little noise, small kernels denser, and a mask that is held in the second half of training.
 
-        The sparsity rises to its end in the first half of training while the noise falls; from there on the mask is held. Where this stands beside magnitude
-        pruning is in the README.
+        The sparsity rises to its end in the first half while the noise falls, in the logarithm of w^2: at first a weight a tenth below its threshold is kept
+        with probability 1/4, one at half of it hardly ever. Where this stands beside magnitude pruning, and which part of it does what, is in the README.
 
         Args:
             sparsity: Fraction of the weights of the wrapped layers together that is removed, in [0, 1).
@@ -101,7 +100,7 @@ class Gibbs(WeighingMethod):
         """
         check_sparsity(sparsity)
         half = 0.5
-        fields = {"criterion": CurvatureEnergy(), "scope": "shape", "settle": half, "scale": "log", "beta": Geometric(1.0, 50.0, end=half)}
+        fields = {"scope": "shape", "settle": half, "scale": "log", "beta": Geometric(5.0, 100.0, end=half)}
         return cls(Polynomial(0.0, sparsity, end=half), **(fields | changes))
 
     @property

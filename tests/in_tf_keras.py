@@ -30,7 +30,7 @@ METHODS = {
     "gibbs-filter": kg.Gibbs(0.5, structure=kg.Filter(), hamiltonian=kg.FilterCoupling(sweeps=2)),
     "magnitude": kg.Magnitude(kg.Polynomial(0.0, 0.5)),
     "magnitude-global": kg.Magnitude(0.5, scope="global"),
-    "magnitude-shape": kg.Magnitude(0.5, scope="shape", settle=0.5),
+    "gibbs-recommended": kg.Gibbs.recommended(0.5),
     "gumbel": kg.GumbelSoftmax(),
     "gumbel-weights": kg.GumbelSoftmax(train_weights=True, sparsity=0.5),
     "edge-popup": kg.EdgePopup(0.5),
@@ -103,7 +103,7 @@ def test_strip_pruning_gives_the_plain_model_with_its_masks(name):
         assert found == [72, 24, 0]  # half of 8 and three of 5 filters; the classifier keeps its units
     elif name == "magnitude-global":
         assert sum(found) == 100  # of 199
-    elif name == "magnitude-shape":
+    elif name == "gibbs-recommended":
         assert found == [97, 2, 0]  # the classifier would keep more than all; the others keep the rest in the ratio of 16 to 13
     elif name != "gumbel":
         assert found == [72, 20, 8]

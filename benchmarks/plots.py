@@ -70,7 +70,7 @@ def by_sparsity(results, suite, title, path):
     for index, family in enumerate(families):
         found = {level: list(results[f"{family}-{level}"].values()) for level in ticks if f"{family}-{level}" in results}
         values = [[levels.accuracy(run) for run in runs] for runs in found.values()]
-        aside = 0.012 * (index - (len(families) - 1) / 2)  # bars of several methods at one sparsity stand side by side
+        aside = 0.06 * (index / max(1, len(families) - 1) - 0.5)  # bars of several methods at one sparsity stand side by side
         axes.errorbar(
             [_place(levels.reached(runs, level)) + aside for level, runs in found.items()],
             [statistics.fmean(seeds) for seeds in values],

@@ -206,5 +206,5 @@ SUITES = {
     **{f"resnet{depth}": _against_tfmot(Network("resnet", {"depth": depth})) for depth in (8, 20, 32, 56)},
     # Where no kernel is larger than 1x1, kernels are weights.
     "mobilenet": _against_tfmot(Network("mobilenet", {"alpha": 0.5}), without=("gibbs-kernel",)),
-    "mlp-fashion": _against_tfmot(Network("mlp"), "fashion_mnist", rate=1e-3, augmented=False, without=("gibbs-kernel",)),
+    "mlp-fashion": _against_tfmot(Network("mlp", {"hidden": (300, 100)}), "fashion_mnist", rate=1e-3, augmented=False, without=("gibbs-kernel",)),
 }

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from networks import Network, prunable
+from networks import SMALL_IMAGES, Network, prunable
 from train_tfmot import TFMOT
 
 import keras_gibbs as kg
@@ -205,6 +205,6 @@ SUITES = {
     "filters-squeezenet": _filters(Network("squeezenet", {"width": 32}), "cifar10", 5, rate=1e-3, compared=False, normalized=False),
     **{f"resnet{depth}": _against_tfmot(Network("resnet", {"depth": depth})) for depth in (8, 20, 32, 56)},
     # Where no kernel is larger than 1x1, kernels are weights.
-    "mobilenet": _against_tfmot(Network("mobilenet", {"alpha": 0.5}), without=("gibbs-kernel",)),
+    "mobilenet": _against_tfmot(Network("mobilenet", {"alpha": 1.0, "blocks": SMALL_IMAGES}), without=("gibbs-kernel",)),
     "mlp-fashion": _against_tfmot(Network("mlp", {"hidden": (300, 100)}), "fashion_mnist", rate=1e-3, augmented=False, without=("gibbs-kernel",)),
 }

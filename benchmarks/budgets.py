@@ -82,7 +82,7 @@ _CPU = (
     Part("resnet8", at(95, *RIVALS), FIVE),
     Part("resnet8", at(90, *RIVALS), FIVE),
     Part("resnet8", at(98, "magnitude", *RECIPE), (0, 1, 2)),  # and what Magnitude of ours says about TF-MOT
-    Part("resnet8", at(98, "tfmot-default", "tfmot-every", "tfmot-early", "tfmot-late"), (0,)),
+    Part("resnet8", at(98, *(name for name in METHODS if name.startswith("tfmot-"))), (0,)),
     Part("resnet20", ("dense", *at(95, *RIVALS)), (0, 1, 2)),
     Part("mlp-fashion", ("dense", *at(98, *RIVALS), *at(90, *RIVALS, *(name for name in REST if name != "gibbs-kernel"))), (0,)),
     Part("mobilenet", ("dense", *at(90, *RIVALS)), (0,)),

@@ -245,13 +245,7 @@ class Pruned(keras.layers.Wrapper):
     def anneal(self, progress: float) -> None:
         """Move every scheduled quantity to its value at `progress` in [0, 1]."""
         self._require_built()
-        values = self.method.anneal(progress)
-        moving = self.method.moving()
-        self._assign({name: values[name] for name in moving})
-        if "sparsity" in moving and self.method.scope == "layer":
-            self._assign(self.method.targets(values, self.groups))
-        if self.method.settle is not None and progress < self.method.settle:
-            self._assign({"settled": 0})
+        self._assign(self.method.moved(progress, self.groups))
         self._progress.assign(progress)
         self.note_change()
 
@@ -262,7 +256,7 @@ class Pruned(keras.layers.Wrapper):
 
     def settle(self) -> None:
         """Hold the deterministic mask of this moment from here on, where it is time to."""
-        if self.method.settle is not None and self.progress >= self.method.settle and not self.settled:
+        if self.method.settles(self.progress) and not self.settled:
             self._assign(self._call("hold"))
 
     def note_change(self) -> None:

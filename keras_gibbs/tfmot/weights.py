@@ -64,6 +64,10 @@ class MaskedWeight:
     def _noise(self):
         return tf.convert_to_tensor(self.key), tf.cast(self.wrapper.pruning_step, "uint32")
 
+    def _assign(self, updates):
+        for name, value in updates.items():
+            self.state[name].assign(value)
+
     def _under(self, mask, weight):
         """What inference runs with under `mask`."""
         mask = tf.cast(mask, weight.dtype)
@@ -83,8 +87,7 @@ class MaskedWeight:
     def sample(self):
         """The weight under a mask drawn for one training step; the weight must hold W."""
         kernel, updates = self._call("train", tf.convert_to_tensor(self.weight), *self._noise())
-        for name, value in updates.items():
-            self.state[name].assign(value)
+        self._assign(updates)
         return kernel
 
     def mode(self):
@@ -104,16 +107,9 @@ class MaskedWeight:
         self.threshold.assign(tf.reduce_min(tf.where(mask > 0, tf.abs(weight), weight.dtype.max)))
         self.weight.assign(self._under(mask, weight))
 
-    def anneal(self, values):
-        """Take over the annealed `values` of the scheduled quantities."""
-        moving = self.method.moving()
-        updates = {name: values[name] for name in moving}
-        if "sparsity" in moving and self.method.scope == "layer":
-            updates |= self.method.targets(values, self.groups)
-        if self.method.settle is not None and self.progress < self.method.settle:
-            updates |= {"settled": 0}
-        for name, value in updates.items():
-            self.state[name].assign(value)
+    def anneal(self, progress):
+        """Move every scheduled quantity to its value at `progress`."""
+        self._assign(self.method.moved(progress, self.groups))
 
     def figures(self):
         """The method's own figures."""
@@ -141,8 +137,7 @@ class MaskedWeight:
 
     def set_kept(self, kept):
         """Tell a ranking method how many groups this weight keeps."""
-        for name, value in self.method.shared(kept, self.groups).items():
-            self.state[name].assign(value)
+        self._assign(self.method.shared(kept, self.groups))
 
     @property
     def settled(self):
@@ -151,9 +146,8 @@ class MaskedWeight:
 
     def settle(self):
         """Hold the deterministic mask of this moment from here on, where it is time to."""
-        if self.method.settle is not None and self.progress >= self.method.settle and not self.settled:
-            for name, value in self._call("hold", self.dense_values()).items():
-                self.state[name].assign(value)
+        if self.method.settles(self.progress) and not self.settled:
+            self._assign(self._call("hold", self.dense_values()))
 
 
 def find_owner(layer, weight):

@@ -194,10 +194,9 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
 
     def anneal(self, progress: float) -> None:
         """Move every scheduled quantity to its value at `progress` in [0, 1]."""
-        values = self.method.anneal(progress)
         self._progress.assign(progress)
         for masked in self.masked:
-            masked.anneal(values)
+            masked.anneal(progress)
 
     def settle(self) -> None:
         """Hold the masks of this moment from here on, where it is time to."""

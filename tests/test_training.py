@@ -90,10 +90,8 @@ def dense(jit):
 
 
 @pytest.mark.filterwarnings("ignore:The schedules of")  # no callback: nothing to anneal with sparsity 0
-@pytest.mark.parametrize(
-    ("method", "jit"),  # on JAX False means no compiled step at all
-    [(kg.Gibbs(0.0), True), (kg.Magnitude(0.0), True)] + ([(kg.Gibbs(0.0), False), (kg.Fixed(), False)] if TENSORFLOW else [(kg.Fixed(), True)]),
-)
+@pytest.mark.parametrize("jit", [False, True] if TENSORFLOW else [True])  # on JAX False means no compiled step at all
+@pytest.mark.parametrize("method", [kg.Fixed(), kg.Magnitude(0.0), kg.Gibbs(0.0)])
 def test_an_all_ones_mask_trains_exactly_like_the_dense_model(method, jit):
     losses, weights = trained(kg.prune(everything(), method), jit)
     expected_losses, expected_weights = dense(jit)

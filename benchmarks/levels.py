@@ -114,9 +114,11 @@ def files(suite, results):
 
 
 def notes(suite, results):
-    """One sentence on the methods that need one."""
-    return "; ".join(f"{family}: {NOTES[family]}" for family in families(suite, results) if family in NOTES) + "."
+    """A line on each method that needs one."""
+    return [f"{family}: {NOTES[family]}" for family in families(suite, results) if family in NOTES]
 
 
 def tables(suite, results):
-    return [table for table in (accuracies(suite, results), against_rival(suite, results), files(suite, results)) if table]
+    """The tables, by name."""
+    made = {"accuracy": accuracies(suite, results), "difference": against_rival(suite, results), "files": files(suite, results)}
+    return {name: table for name, table in made.items() if table}

@@ -1,20 +1,23 @@
 """Tables and plots of the runs that `compare.py` has finished, at any time.
 
     python benchmarks/report.py resnet8                  # the tables, and plots in benchmarks/results/resnet8-*.png
-    python benchmarks/report.py resnet8 --markdown       # the tables for a README
+    python benchmarks/report.py --update README.md       # every table of a Markdown file that stands between marks, from the results of today
 
 A difference, to TF-MOT or to the dense network, is taken seed by seed. With five seeds or more it has a 95 % interval (Student's t); with fewer it is shown
 without one, and no verdict is in it.
 """
 
 import argparse
+import re
 from pathlib import Path
 
 import levels
 import plots
-from step_cost import RESULTS
+from step_cost import RESULTS, write_text
 from suites import SUITES
 from tables import describe, finished, markdown, show, spread
+
+MARKS = re.compile(r"(<!-- report (\S+)((?: [a-z]+)*) -->).*?(<!-- end -->)", re.DOTALL)
 
 
 def epochs_to(result, accuracy):
@@ -48,24 +51,49 @@ def rows(suite, results):
     return table
 
 
-def report(name, results, suite, folder, as_markdown):
-    """Print the tables of one suite and draw its plots."""
+def parts(suite, results):
+    """A line on the runs, lines on the methods, and the tables by name."""
+    if levels.levels(suite, results):
+        return describe(results), levels.notes(suite, results), levels.tables(suite, results)
+    return describe(results), [], {"accuracy": rows(suite, results)}
+
+
+def print_tables(suite, results):
+    """The tables of one suite in the terminal."""
+    title, notes, tables = parts(suite, results)
+    for index, table in enumerate(tables.values()):
+        show(table, "" if index else "\n".join([title, *notes]))
+
+
+def in_markdown(suite, results, names=()):
+    """The same as Markdown; of the tables those of `names`, or all."""
+    title, notes, tables = parts(suite, results)
+    if missing := set(names) - set(tables):
+        raise SystemExit(f"There is no table `{'`, `'.join(sorted(missing))}` of these runs, only `{'`, `'.join(tables)}`.")
+    listed = ["\n".join(f"- {note}" for note in notes)] if notes else []
+    return "\n\n".join([title, *(markdown(tables[name]) for name in names or tables), *listed])
+
+
+def update(path, folder):
+    """Write the tables of a Markdown file anew, each between a mark that names a suite and perhaps some of its tables, and the next `<!-- end -->`."""
+    text = path.read_text()
+    if not MARKS.search(text):
+        raise SystemExit(f"There is no `<!-- report resnet8 -->` ... `<!-- end -->` in {path}: a table is written between two such lines.")
+    write_text(path, MARKS.sub(lambda found: f"{found[1]}\n\n{in_markdown(*known(found[2], folder), found[3].split())}\n\n{found[4]}", text))
+    print(f"Updated: {path}")
+
+
+def draw(name, suite, results, folder):
+    """The plots of one suite."""
     levelled = bool(levels.levels(suite, results))
-    title = f"{describe(results)} {levels.notes(suite, results)}" if levelled else describe(results)
-    tables = levels.tables(suite, results) if levelled else [rows(suite, results)]
-    if as_markdown:
-        print("\n\n".join([title, *map(markdown, tables)]))
-    else:
-        for index, table in enumerate(tables):
-            show(table, "" if index else title)
     drawn = {"-sparsity": plots.by_sparsity, "-bytes": plots.by_bytes, "-epochs": plots.by_epoch} if levelled else {"": plots.curves}
     if not any(levels.exported(results, name) for name in results):  # TensorFlow writes them
         drawn.pop("-bytes", None)
     try:
         heading = _heading(results) if levelled else f"{name}, seeds in brackets"
-        for suffix, draw in drawn.items():
+        for suffix, plot in drawn.items():
             image = folder / f"{name}{suffix}.png"
-            draw(results, suite, heading, image)
+            plot(results, suite, heading, image)
             print(f"Plot: {image}")
     except ImportError:
         print("No plot: matplotlib is not installed (pip install '.[plot]').")
@@ -76,20 +104,35 @@ def _heading(results):
     return f"{one['network']} on {one['dataset']}, {one['epochs']} epochs"
 
 
+def known(name, folder):
+    """The suite that a folder of results is of, and the results."""
+    results = finished(folder / name)
+    suite = SUITES.get(name) or next((suite for one, suite in SUITES.items() if name.startswith(f"{one}-")), None)
+    if suite is None or not results:
+        raise SystemExit(f"There are no finished runs in {folder / name}. `python benchmarks/compare.py {name}` makes them.")
+    return suite, results
+
+
 def main():
     parser = argparse.ArgumentParser(description="Tables and plots of finished runs.")
     parser.add_argument(
-        "suites", nargs="+", metavar="suite", help=f"a folder of results: {', '.join(SUITES)}, or one of these with what compare.py put behind it"
+        "suites", nargs="*", metavar="suite", help=f"a folder of results: {', '.join(SUITES)}, or one of these with what compare.py put behind it"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the folders are (%(default)s)")
     parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    parser.add_argument("--update", nargs="+", type=Path, default=[], metavar="FILE", help="write the tables in these Markdown files anew")
     arguments = parser.parse_args()
+    if not arguments.suites and not arguments.update:
+        parser.error("name a suite, or a file to update")
     for name in arguments.suites:
-        results = finished(arguments.results / name)
-        suite = SUITES.get(name) or next((suite for known, suite in SUITES.items() if name.startswith(f"{known}-")), None)
-        if suite is None or not results:
-            raise SystemExit(f"There are no finished runs in {arguments.results / name}. `python benchmarks/compare.py {name}` makes them.")
-        report(name, results, suite, arguments.results, arguments.markdown)
+        suite, results = known(name, arguments.results)
+        if arguments.markdown:
+            print(in_markdown(suite, results))
+        else:
+            print_tables(suite, results)
+        draw(name, suite, results, arguments.results)
+    for path in arguments.update:
+        update(path, arguments.results)
 
 
 if __name__ == "__main__":

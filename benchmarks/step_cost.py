@@ -149,10 +149,14 @@ def train_step(model, batches, api=None):
 def at(model, progress, timer):
     """`timer` on a pruned model whose schedules stand at `progress`."""
     import keras_gibbs as kg
+    from keras_gibbs.model import distribute
 
     def timed():
         for layer in kg.pruned_layers(model):
             layer.anneal(progress)
+        distribute(model)
+        for layer in kg.pruned_layers(model):
+            layer.settle()  # a method that holds its mask does so at its end
         return timer()
 
     return timed
@@ -173,6 +177,7 @@ def methods():
         "Gibbs": (kg.Gibbs(SPARSITY), 1.08),
         "Gibbs Kernel()": (kg.Gibbs(SPARSITY, structure=kg.Kernel()), 1.20),
         "Gibbs Filter()": (kg.Gibbs(SPARSITY, structure=kg.Filter()), 1.20),
+        "Gibbs.recommended": (kg.Gibbs.recommended(SPARSITY), 1.08),
         "Gibbs CurvatureEnergy()": (by_curvature(), 1.08),
         "Magnitude": (kg.Magnitude(SPARSITY), None),
         "GumbelSoftmax": (kg.GumbelSoftmax(), 1.15),
@@ -211,6 +216,7 @@ def case_mlp(rounds):
 
     variants = {
         "Gibbs": (kg.Gibbs(SPARSITY), 2.0),
+        "Gibbs.recommended": (kg.Gibbs.recommended(SPARSITY), None),
         "Gibbs CurvatureEnergy()": (by_curvature(), None),
         "Magnitude": (kg.Magnitude(SPARSITY), None),
         "GumbelSoftmax": (kg.GumbelSoftmax(), 3.0),
@@ -476,11 +482,16 @@ def environment(packages=("keras_gibbs", "keras", "tensorflow", "jax", "numpy", 
 
 
 def write(path, results):
-    """Write JSON in one piece: the file is complete, or the old one."""
+    """Write JSON in one piece."""
+    write_text(path, json.dumps(results, indent=1) + "\n")
+
+
+def write_text(path, text):
+    """Write a file in one piece: it is complete, or the old one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(results, indent=1) + "\n")
+    new.write_text(text)
     os.replace(new, path)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -138,6 +139,27 @@ def test_the_smoke_budget_trains_strips_exports_and_reports(smoke, monkeypatch, 
     assert "| gibbs |" in printed and ("less TF-MOT" in printed) == ("tfmot" in families)
     for name in ("sparsity", "bytes", "epochs"):
         assert (smoke / f"resnet8-smoke-{name}.png").stat().st_size > 10_000
+    check_update(smoke, monkeypatch)
+
+
+def check_update(smoke, monkeypatch):
+    """The tables between marks in a Markdown file are written anew, and nothing else of it is."""
+    page = smoke / "page.md"
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(smoke), "--update", str(page)])
+    marks = "# Page\n<!-- report resnet8-smoke accuracy -->{}<!-- end -->\nText.\n<!-- report resnet8-smoke -->{}<!-- end -->\n"
+    page.write_text(marks.format("", "\nold\n"))
+    report.main()
+    first = page.read_text()
+    report.main()
+    assert page.read_text() == first  # and again comes to the same
+    one, both = re.findall("smoke[ a-z]*-->(.*?)<!-- end", first, re.DOTALL)
+    assert "| gibbs |" in one and "auto kB" not in one and "auto kB" in both and "old" not in both
+    assert marks.format(one, both) == first
+    for text, message in (("# Page\n", "between two such lines"), (marks.replace("accuracy", "nothing"), "no table `nothing`")):
+        page.write_text(text)
+        with pytest.raises(SystemExit, match=message):
+            report.main()
+        assert page.read_text() == text
 
 
 @pytest.mark.parametrize("name", budgets.BUDGETS)

@@ -8,15 +8,15 @@ from keras_gibbs.model import distribute, pruned_layers, sparsity
 from keras_gibbs.searching import Searching
 
 FEW_UPDATES = 5  # a schedule moved fewer times than this between its begin and its end jumps rather than anneals
-SHARING = 1 / 256  # of training, after which the layers share out anew what is kept
+SHARING = 1 / 256  # of training, after which the layers share out anew what is kept; they do at the beginning of every epoch, too
 MANY_EPOCHS = 20  # from so many epochs on, "auto" moves schedules once an epoch
 
 
 class Annealing:
     """What moves the schedules of a pruned model, as a mixin for the callback of one Keras or another.
 
-    A callback names its `layers()`, which have `built`, `method`, `progress`, `anneal` and `figures` as `Pruned` has them, and the `sparsity()` of its
-    model, and shares out what is kept in `distribute()`.
+    A callback names its `layers()`, which have `built`, `method`, `progress`, `anneal`, `settle` and `figures` as `Pruned` has them, and the `sparsity()` of
+    its model, and shares out what is kept in `distribute()`.
     """
 
     def __init__(self, update_freq="auto", epochs: int | None = None, restart: bool = False):
@@ -40,7 +40,7 @@ class Annealing:
         raise NotImplementedError
 
     def distribute(self, model, layers=None) -> None:
-        """Share out what is kept among the layers of a method with `scope="global"`: among `layers`, by default all of the model's."""
+        """Share out what is kept among the layers of a method with another `scope` than `"layer"`: among `layers`, by default all of the model's."""
         raise NotImplementedError
 
     def on_train_begin(self, logs=None):
@@ -106,6 +106,7 @@ class Annealing:
         if self._over is None:
             self._begin()
         self._epoch = epoch
+        self._shared = None  # so that a run that is resumed here shares when one that was not interrupted does
         self._move(epoch / self._horizon)
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -140,16 +141,16 @@ class Annealing:
         for layer in self._layers:
             if layer.built:  # a subclassed model may build its layers in the first step; they start where schedules do
                 layer.anneal(progress)
-        if self._shares(progress):
+        if self._is_time_to_share(progress):
             self._shared = progress
             self.distribute(model, self._layers)
             for layer in self._layers:
                 if layer.built:
-                    layer.settle()
+                    layer.settle(progress)
 
-    def _shares(self, progress):
+    def _is_time_to_share(self, progress):
         """Whether it is time to share out anew what is kept, or for a method to hold its mask."""
-        if self._shared is None or abs(progress - self._shared) >= SHARING:
+        if self._shared is None or not 0 <= progress - self._shared < SHARING:
             return True
         times = {layer.method.settle for layer in self._layers} - {None}
         return any(self._shared < time <= progress for time in times)

@@ -245,7 +245,7 @@ class Pruned(keras.layers.Wrapper):
     def anneal(self, progress: float) -> None:
         """Move every scheduled quantity to its value at `progress` in [0, 1]."""
         self._require_built()
-        self._assign(self.method.moved(progress, self.groups))
+        self._assign(self.method.changes(progress, self.groups))
         self._progress.assign(progress)
         self.note_change()
 
@@ -254,9 +254,9 @@ class Pruned(keras.layers.Wrapper):
         """Whether the mask is held as it is."""
         return self.method.settle is not None and bool(self.state("settled"))
 
-    def settle(self) -> None:
-        """Hold the deterministic mask of this moment from here on, where it is time to."""
-        if self.method.settles(self.progress) and not self.settled:
+    def settle(self, progress: float) -> None:
+        """Hold the deterministic mask of this moment from here on, if `progress` is that far."""
+        if self.method.is_held_at(progress) and not self.settled:
             self._assign(self._call("hold"))
 
     def note_change(self) -> None:

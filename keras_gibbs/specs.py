@@ -27,5 +27,4 @@ class Spec:
 def add_variable(owner, name: str, value, dtype: str = "float32", **options):
     """Add a variable that starts as `value` to a layer or a model, of one Keras or another; `options` are those of its `add_weight`."""
     value = np.asarray(value, dtype)
-    start = {"initializer": lambda shape, dtype=None: ops.convert_to_tensor(value, dtype)}
-    return owner.add_weight(name=name, shape=value.shape, dtype=dtype, **start, **options)
+    return owner.add_weight(name=name, shape=value.shape, dtype=dtype, initializer=lambda shape, dtype=None: ops.convert_to_tensor(value, dtype), **options)

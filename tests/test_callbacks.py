@@ -386,3 +386,39 @@ def test_wrapped_layers_of_a_subclassed_model_are_annealed(built):
     assert model.hidden.state("beta") == pytest.approx(1e4)
     assert model.heads[0].state("kept") == 9
     assert kg.sparsity(model) == 0.5
+
+
+def drive(callback, model, epochs, steps, first=0):
+    """The calls of a `fit` from the epoch `first` on, without its training; yields before every batch."""
+    callback.set_model(model)
+    callback.set_params({"epochs": epochs, "steps": steps})
+    callback.on_train_begin()
+    for epoch in range(first, epochs):
+        callback.on_epoch_begin(epoch)
+        for batch in range(steps):
+            callback.on_train_batch_begin(batch)
+            yield epoch, batch
+
+
+@pytest.mark.parametrize("settle", [0.3, 0.7])  # in float32 one lies above the number, the other below
+@pytest.mark.parametrize("frequency, first", [("epoch", 0), ("batch", 0), ("batch", 5)])
+def test_a_mask_is_held_from_the_very_batch_it_is_to_be(settle, frequency, first):
+    model, held = tiny(kg.Magnitude(0.5, settle=settle)), {}
+    layer = kg.pruned_layers(model)[0]
+    for at in drive(kg.GibbsPruningCallback(frequency), model, 10, 3, first):
+        held[at] = layer.settled
+    assert min(at for at in held if held[at]) == (max(first, round(10 * settle)), 0)
+    assert all(held[at] for at in held if at[0] >= 10 * settle)
+
+
+def test_a_resumed_run_shares_out_what_is_kept_when_one_that_was_not_interrupted_does():
+    def moments(first):
+        model, shared = tiny(kg.Gibbs.recommended(0.5)), []
+        callback = kg.GibbsPruningCallback("batch")
+        callback.distribute = lambda model, layers: shared.append(layers[0].progress)
+        for _ in drive(callback, model, 3, 101, first):
+            pass
+        return shared
+
+    whole = moments(0)
+    assert len(whole) > 100 and moments(1) == whole[whole.index(np.float32(1 / 3)) :]

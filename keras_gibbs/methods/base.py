@@ -26,7 +26,7 @@ class PruningMethod(Configuration):
     wrapper asks, in this order:
 
     - `state(shape)` once, for the variables;
-    - `moved(progress, groups)` whenever training has moved on, for the values of the scheduled ones (`anneal`) and the whole numbers that follow from
+    - `changes(progress, groups)` whenever training has moved on, for the values of the scheduled ones (`anneal`) and the whole numbers that follow from
       them (`targets`);
     - `measure(kernel, state)` at every training step, for state that follows the kernel, such as a threshold;
     - `sample(kernel, state, uniform)` at every training step, for a mask;
@@ -78,17 +78,17 @@ class PruningMethod(Configuration):
         """State that follows from the annealed `values` in a layer of `groups` groups, computed in Python numbers so that counts are exact."""
         return {}
 
-    def moved(self, progress: float, groups: int) -> dict[str, Any]:
+    def changes(self, progress: float, groups: int) -> dict[str, Any]:
         """The state that changes when training comes to `progress` in [0, 1], in a layer of `groups` groups."""
         values, moving = self.anneal(progress), self.moving()
         changes = {name: values[name] for name in moving}
         if "sparsity" in moving and self.scope == "layer":
             changes |= self.targets(values, groups)
-        if self.settle is not None and not self.settles(progress):
+        if self.settle is not None and not self.is_held_at(progress):
             changes |= {"settled": 0}
         return changes
 
-    def settles(self, progress: float) -> bool:
+    def is_held_at(self, progress: float) -> bool:
         """Whether at `progress` the mask is held as it is."""
         return self.settle is not None and progress >= self.settle
 

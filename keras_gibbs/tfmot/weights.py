@@ -109,7 +109,7 @@ class MaskedWeight:
 
     def anneal(self, progress):
         """Move every scheduled quantity to its value at `progress`."""
-        self._assign(self.method.moved(progress, self.groups))
+        self._assign(self.method.changes(progress, self.groups))
 
     def figures(self):
         """The method's own figures."""
@@ -144,9 +144,9 @@ class MaskedWeight:
         """Whether the mask is held as it is."""
         return self.method.settle is not None and bool(self.state["settled"].numpy())
 
-    def settle(self):
-        """Hold the deterministic mask of this moment from here on, where it is time to."""
-        if self.method.settles(self.progress) and not self.settled:
+    def settle(self, progress):
+        """Hold the deterministic mask of this moment from here on, if `progress` is that far."""
+        if self.method.is_held_at(progress) and not self.settled:
             self._assign(self._call("hold", self.dense_values()))
 
 

@@ -198,10 +198,10 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         for masked in self.masked:
             masked.anneal(progress)
 
-    def settle(self) -> None:
-        """Hold the masks of this moment from here on, where it is time to."""
+    def settle(self, progress: float) -> None:
+        """Hold the masks of this moment from here on, if `progress` is that far."""
         for masked in self.masked:
-            masked.settle()
+            masked.settle(progress)
 
     def waits(self) -> bool:
         """Whether the method has schedules that no callback has moved, or a sparsity that has not come to its end."""

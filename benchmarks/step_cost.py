@@ -9,7 +9,8 @@ table has the median over the rounds. So what slows the machine down slows both 
 like the others: its ratio, which should be 1, shows the noise. A step is one call of the train function that `fit` compiles, on batches
 that lie in memory; the case `callback` times whole epochs of `fit`. Threads and XLA are at their defaults. TensorFlow backend.
 
-A Gibbs model is timed at the beginning of the authors' schedule (progress 0, hot) and at its end (progress 1, cold): the slower one counts.
+A Gibbs model is timed at the beginning of the authors' schedule (progress 0, hot) and at its end (progress 1, cold), one that comes to hold its mask just
+before that and after: the slower one counts.
 """
 
 import argparse
@@ -156,7 +157,7 @@ def at(model, progress, timer):
             layer.anneal(progress)
         distribute(model)
         for layer in kg.pruned_layers(model):
-            layer.settle()  # a method that holds its mask does so at its end
+            layer.settle(progress)
         return timer()
 
     return timed
@@ -166,7 +167,7 @@ def by_curvature():
     """Gibbs pruning by curvature, one threshold for the network, with a constant sparsity."""
     import keras_gibbs as kg
 
-    return kg.Gibbs(SPARSITY, criterion=kg.CurvatureEnergy(), scope="global", scale="log", settle=1.0)
+    return kg.Gibbs(SPARSITY, criterion=kg.CurvatureEnergy(), scope="global", scale="log")
 
 
 def methods():
@@ -184,8 +185,15 @@ def methods():
     }
 
 
+def states(method):
+    """The states of training in which a method is timed, and their progress."""
+    if method.settle is not None:
+        return {", drawing": 0.98 * method.settle, ", held": 1.0}
+    return {", hot": 0.0, ", cold": 1.0} if method.moving() else {"": 1.0}
+
+
 def training(case, build, where, variants, steps, rounds):
-    """Rows of a network's training step: dense, dense again, and every variant, scheduled ones hot and cold."""
+    """Rows of a network's training step: dense, dense again, and every variant in each of its states."""
     import keras
 
     import keras_gibbs as kg
@@ -197,8 +205,8 @@ def training(case, build, where, variants, steps, rounds):
     for name, (method, bound) in variants.items():
         model = kg.prune(build(), method, where=where, seed=SEED)
         timer = stopwatch(train_step(model, batches), steps)
-        moves = any(schedule.span is not None for schedule in method.schedules().values())
-        for progress, label in ((0.0, f"{name}, hot"), (1.0, f"{name}, cold")) if moves else ((1.0, name),):
+        for state, progress in states(method).items():
+            label = f"{name}{state}"
             timers[label], bounds[label] = at(model, progress, timer), bound
     return rows_against(interleave(timers, rounds), "dense", case, bounds)
 

@@ -9,7 +9,9 @@ from train_tfmot import TFMOT
 
 OURS = ("gibbs-recommended",)  # what is set against TF-MOT on many seeds
 RIVALS = ("tfmot", *OURS)
-REST = tuple(name for name in METHODS if name not in RIVALS and not name.startswith("tfmot"))
+EARLIER = ("tfmot-default", "gibbs-curvature")  # what stood in their places before they were tuned
+SCHEDULES = tuple(name for name in METHODS if name.startswith("tfmot-") and name not in EARLIER)
+REST = tuple(name for name in METHODS if name not in (*RIVALS, *EARLIER, *SCHEDULES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,20 +77,28 @@ def _often(variants):
     return tuple(dataclasses.replace(variant, method=method) for variant, method in zip(variants, often, strict=True))
 
 
-FIVE = (0, 1, 2, 3, 4)
-RECIPE = ("magnitude-shape", "gibbs", "gibbs-curvature", "magnitude-curvature")  # the recipe without noise, the authors' law, and another energy
+def every(suite, level):
+    """The methods beside the rivals that the suite has at this level."""
+    names = {variant.name for variant in SUITES[suite].variants}
+    return tuple(name for name in at(level, *REST) if name in names)
+
+
+FIVE, MORE = (0, 1, 2, 3, 4), (5, 6, 7, 8, 9)
+WHY = ("magnitude", "magnitude-shape", "gibbs", "magnitude-curvature")  # what the recipe is made of, and what Magnitude of ours says about TF-MOT
 _CPU = (
     Part("resnet8", ("dense", *at(98, *RIVALS)), FIVE),
     Part("resnet8", at(95, *RIVALS), FIVE),
     Part("resnet8", at(90, *RIVALS), FIVE),
-    Part("resnet8", at(98, "magnitude", *RECIPE), (0, 1, 2)),  # and what Magnitude of ours says about TF-MOT
-    Part("resnet8", at(98, *(name for name in METHODS if name.startswith("tfmot-"))), (0,)),
+    Part("resnet8", at(98, *WHY), (0, 1, 2)),
+    Part("resnet8", at(98, *SCHEDULES), (0,)),
     Part("resnet20", ("dense", *at(95, *RIVALS)), (0, 1, 2)),
-    Part("mlp-fashion", ("dense", *at(98, *RIVALS), *at(90, *RIVALS, *(name for name in REST if name != "gibbs-kernel"))), (0,)),
+    Part("mlp-fashion", ("dense", *at(98, *RIVALS), *at(90, *RIVALS), *every("mlp-fashion", 90)), (0,)),
     Part("mobilenet", ("dense", *at(90, *RIVALS)), (0,)),
-    Part("resnet8", at(90, *REST), (0,)),
+    Part("resnet8", at(95, *RIVALS), MORE),
     Part("resnet8", at(80, *RIVALS), FIVE),
     Part("resnet8", at(50, *RIVALS), FIVE),
+    *(Part("resnet8", at(level, *EARLIER), FIVE) for level in (98, 95, 90)),
+    Part("resnet8", every("resnet8", 90), (0,)),
 )
 _FULL = (
     Part("resnet56", (*at(90, *OURS, "gibbs", "magnitude"), "dense", *at(90, "tfmot")), (0,)),

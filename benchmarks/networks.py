@@ -216,7 +216,7 @@ def squeezenet(input_shape=(32, 32, 3), classes=10, width=64, dropout=0.5, api=k
 
 
 MOBILENET = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))  # (channels, stride) of a block
-SMALL_IMAGES = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 1), (512, 1))  # the same for 32x32: two strides fewer, which would leave one pixel
+MOBILENET_SMALL = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 1), (512, 1))  # for 32x32 images: its beginning, with 4x4 features at the end
 
 # How a `mobilenet` ends: name -> function of (features, classes, layers of the Keras in use).
 HEADS = {

@@ -1,7 +1,7 @@
 """Tables and plots of the runs that `compare.py` has finished, at any time.
 
     python benchmarks/report.py resnet8                  # the tables, and plots in benchmarks/results/resnet8-*.png
-    python benchmarks/report.py --update README.md       # every table of a Markdown file that stands between marks, from the results of today
+    python benchmarks/report.py --update README.md       # write the tables in a Markdown file anew (see `update`); no plots
 
 A difference, to TF-MOT or to the dense network, is taken seed by seed. With five seeds or more it has a 95 % interval (Student's t); with fewer it is shown
 without one, and no verdict is in it.
@@ -17,7 +17,9 @@ from step_cost import RESULTS, write_text
 from suites import SUITES
 from tables import describe, finished, markdown, show, spread
 
-MARKS = re.compile(r"(<!-- report (\S+)((?: [a-z]+)*) -->).*?(<!-- end -->)", re.DOTALL)
+OPENING = "<!-- report "
+MARKS = re.compile(r"(<!-- report (\S+)((?: [a-z]+)*) -->)(?:(?!<!-- report ).)*?(<!-- end -->)", re.DOTALL)
+LEGEND = "Accuracies are means ± standard deviation (seeds); differences are paired by seed, from five seeds on ± the half-width of their 95 % interval."
 
 
 def epochs_to(result, accuracy):
@@ -54,7 +56,7 @@ def rows(suite, results):
 def parts(suite, results):
     """A line on the runs, lines on the methods, and the tables by name."""
     if levels.levels(suite, results):
-        return describe(results), levels.notes(suite, results), levels.tables(suite, results)
+        return f"{describe(results)} {LEGEND}", levels.notes(suite, results), levels.tables(suite, results)
     return describe(results), [], {"accuracy": rows(suite, results)}
 
 
@@ -69,16 +71,20 @@ def in_markdown(suite, results, names=()):
     """The same as Markdown; of the tables those of `names`, or all."""
     title, notes, tables = parts(suite, results)
     if missing := set(names) - set(tables):
-        raise SystemExit(f"There is no table `{'`, `'.join(sorted(missing))}` of these runs, only `{'`, `'.join(tables)}`.")
+        raise SystemExit(f"There is no table `{'`, `'.join(sorted(missing))}` of {describe(results)} There are `{'`, `'.join(tables)}`.")
     listed = ["\n".join(f"- {note}" for note in notes)] if notes else []
     return "\n\n".join([title, *(markdown(tables[name]) for name in names or tables), *listed])
 
 
 def update(path, folder):
-    """Write the tables of a Markdown file anew, each between a mark that names a suite and perhaps some of its tables, and the next `<!-- end -->`."""
+    """Write the tables of a Markdown file anew, each between a mark that names a suite and perhaps some of its tables, and its `<!-- end -->`."""
     text = path.read_text()
-    if not MARKS.search(text):
-        raise SystemExit(f"There is no `<!-- report resnet8 -->` ... `<!-- end -->` in {path}: a table is written between two such lines.")
+    whole = len(MARKS.findall(text))
+    if not whole or whole != text.count(OPENING):
+        raise SystemExit(
+            "A table is written between `<!-- report resnet8 -->`, or `<!-- report resnet8 accuracy difference -->`, and `<!-- end -->`. "
+            f"Received: {path}, with {whole} such pairs and {text.count(OPENING)} beginnings of one. Nothing was written."
+        )
     write_text(path, MARKS.sub(lambda found: f"{found[1]}\n\n{in_markdown(*known(found[2], folder), found[3].split())}\n\n{found[4]}", text))
     print(f"Updated: {path}")
 

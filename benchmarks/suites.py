@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from networks import SMALL_IMAGES, Network, prunable
+from networks import MOBILENET_SMALL, Network, prunable
 from train_tfmot import TFMOT
 
 import keras_gibbs as kg
@@ -161,7 +161,7 @@ METHODS = {
     "gibbs-filter": lambda sparsity: kg.Gibbs(sparsity, structure=kg.Filter()),
     "edropout": lambda sparsity: kg.EDropout(objective=kg.MarginEnergy() + kg.KeepPenalty(round(1 - sparsity, 6))),
     "random": _random,
-    # TF-MOT by other schedules, of which the first one above is its best on validation images.
+    # TF-MOT by other schedules; `tfmot` above is the best of them on validation images.
     "tfmot-default": lambda sparsity: TFMOT(sparsity),
     "tfmot-early": lambda sparsity: TFMOT(sparsity, end=0.35),
     "tfmot-late": lambda sparsity: TFMOT(sparsity, end=0.65),
@@ -176,16 +176,16 @@ NOTES = {  # what a reader of the tables has to know of a method
     "gibbs": "the authors' law and schedule",
     "magnitude": "our `Magnitude`, to one half of training",
     "magnitude-shape": "the recipe without noise: our `Magnitude` with its shares and held mask",
-    "magnitude-curvature": "the same by curvature",
+    "magnitude-curvature": "the recipe by curvature and without noise",
     "gumbel-joint": "weights and masks together, an extension of ours",
     "gumbel": "masks only, the weights stay as they were drawn",
     "edropout": "whole filters, drawn to the sparsity by a penalty",
     "tfmot-default": "TF-MOT with masks found every 100 steps, its default",
-    "tfmot-early": "the same to 35 % of training",
-    "tfmot-late": "the same to 65 % of training",
+    "tfmot-early": "TF-MOT with its default, to 35 % of training",
+    "tfmot-late": "TF-MOT with its default, to 65 % of training",
     "tfmot-every": "TF-MOT with masks found every step",
-    "tfmot-delayed": "TF-MOT as at its best, but from 15 % of training on",
-    "tfmot-delayed-late": "from 15 to 65 % of training",
+    "tfmot-delayed": "TF-MOT every 10 steps, from 15 to 50 % of training",
+    "tfmot-delayed-late": "TF-MOT every 10 steps, from 15 to 65 % of training",
 }
 RATES = {"gumbel": 1e-2}  # what learns masks only needs larger steps
 
@@ -209,6 +209,6 @@ SUITES = {
     "filters-squeezenet": _filters(Network("squeezenet", {"width": 32}), "cifar10", 5, rate=1e-3, compared=False, normalized=False),
     **{f"resnet{depth}": _against_tfmot(Network("resnet", {"depth": depth})) for depth in (8, 20, 32, 56)},
     # Where no kernel is larger than 1x1, kernels are weights.
-    "mobilenet": _against_tfmot(Network("mobilenet", {"alpha": 1.0, "blocks": SMALL_IMAGES}), without=("gibbs-kernel",)),
+    "mobilenet": _against_tfmot(Network("mobilenet", {"alpha": 1.0, "blocks": MOBILENET_SMALL}), without=("gibbs-kernel",)),
     "mlp-fashion": _against_tfmot(Network("mlp", {"hidden": (300, 100)}), "fashion_mnist", rate=1e-3, augmented=False, without=("gibbs-kernel",)),
 }

@@ -155,7 +155,12 @@ def check_update(smoke, monkeypatch):
     one, both = re.findall("smoke[ a-z]*-->(.*?)<!-- end", first, re.DOTALL)
     assert "| gibbs |" in one and "auto kB" not in one and "auto kB" in both and "old" not in both
     assert marks.format(one, both) == first
-    for text, message in (("# Page\n", "between two such lines"), (marks.replace("accuracy", "nothing"), "no table `nothing`")):
+    broken = {
+        "# Page\n": "0 such pairs",
+        marks.replace("<!-- end -->", "", 1): "1 such pairs and 2",
+        marks.replace("accuracy", "nothing"): "no table `nothing`",
+    }
+    for text, message in broken.items():
         page.write_text(text)
         with pytest.raises(SystemExit, match=message):
             report.main()

@@ -167,7 +167,6 @@ METHODS = {
     "tfmot-late": lambda sparsity: TFMOT(sparsity, end=0.65),
     "tfmot-every": lambda sparsity: TFMOT(sparsity, frequency=1),
     "tfmot-delayed": lambda sparsity: TFMOT(sparsity, begin=0.15, frequency=10),
-    "tfmot-delayed-late": lambda sparsity: TFMOT(sparsity, begin=0.15, end=0.65, frequency=10),
 }
 NOTES = {  # what a reader of the tables has to know of a method
     "tfmot": "TF-MOT itself, `prune_low_magnitude` on tf_keras, at its best: masks found anew every 10 steps to one half of training",
@@ -185,7 +184,6 @@ NOTES = {  # what a reader of the tables has to know of a method
     "tfmot-late": "TF-MOT with its default, to 65 % of training",
     "tfmot-every": "TF-MOT with masks found every step",
     "tfmot-delayed": "TF-MOT every 10 steps, from 15 to 50 % of training",
-    "tfmot-delayed-late": "TF-MOT every 10 steps, from 15 to 65 % of training",
 }
 RATES = {"gumbel": 1e-2}  # what learns masks only needs larger steps
 

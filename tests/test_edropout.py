@@ -499,9 +499,9 @@ def test_the_configuration_names_what_was_asked_for():
 def test_half_of_a_network_that_reads_digits_goes_within_three_points():
     from test_gumbel import accuracy, digits_network
 
-    dense = accuracy(digits_network(), epochs=15)
+    dense = accuracy(digits_network(), epochs=10)
     model = kg.prune(digits_network(), kg.EDropout(objective=kg.MarginEnergy() + kg.KeepPenalty(0.5)), seed=0)
-    reached = accuracy(model, epochs=30)
+    reached = accuracy(model, epochs=20)
     kept = model.figures()["kept"]
     assert abs(kept - 0.5) <= 0.03 and kg.summary(model).wrapped_sparsity >= 0.3, kept
     assert reached >= dense - 0.03, (reached, dense)

@@ -16,5 +16,6 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What was imported stays: TensorFlow's converter collects garbage every time, and would look through all of it."""
+    """What was imported stays: TensorFlow's converter collects garbage every time, and would look through all of it. Tracing leaves little of it."""
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)

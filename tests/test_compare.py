@@ -265,6 +265,7 @@ def test_a_report_without_runs_says_what_makes_them(tmp_path, monkeypatch):
         report.main()
 
 
+@pytest.mark.skipif(JAX, reason="counts of a network that no backend changes")
 @pytest.mark.parametrize("name, trainable, pruned", [("resnet18", 11_172_170, 20), ("alexnet", 23_272_266, 7), ("squeezenet", 727_626, 25)])
 def test_the_networks_for_small_images_are_those_of_their_names(name, trainable, pruned):
     model = getattr(networks, name)()  # ResNet-18 often has BatchNorm on its three projections too, 1,792 more

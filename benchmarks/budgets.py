@@ -98,6 +98,7 @@ _CPU = (
     Part("resnet8", at(80, *RIVALS), FIVE),
     Part("resnet8", at(50, *RIVALS), FIVE),
     *(Part("resnet8", at(level, *EARLIER), FIVE) for level in (98, 95, 90)),
+    Part("resnet8", at(95, "magnitude-shape"), FIVE),  # what the noise adds
     Part("resnet8", every("resnet8", 90), (0,)),
 )
 _FULL = (

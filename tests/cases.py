@@ -124,11 +124,6 @@ def xla(on):
     return switch
 
 
-def fewer_on_jax(cases):
-    """All the cases; on JAX every third: the operations are the same, and TensorFlow went through all of them."""
-    return list(cases)[:: 3 if JAX else 1]
-
-
 def skip_unless_fits(method, layer_case):
     """Filters of a depthwise kernel are the one combination that does not exist."""
     if method.structure.removes_outputs and not layer_case.filters:

@@ -9,7 +9,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from cases import JAX, METHODS, xla
+from cases import JAX, every_method, xla
 
 import keras_gibbs as kg
 from keras_gibbs.export import Advice, choice, comparison, export_saved_model, export_tflite, litert, samples, tflite, tflite_file, zeros
@@ -115,14 +115,14 @@ def test_every_encoding_keeps_zeros_and_predictions_of_every_kind_of_model(form,
 
 
 @pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
-@pytest.mark.parametrize("name", ["gibbs", "gibbs-curvature", "magnitude-filter", "gumbel-target", "supermask", "edropout"])  # one of each way to strip
+@every_method
 @pytest.mark.filterwarnings("ignore:The schedules of")
-def test_every_way_to_strip_leaves_as_saved_model_and_tflite(name, tmp_path):
+def test_every_method_leaves_as_saved_model_and_tflite(method, tmp_path):
     import tensorflow as tf
 
     inputs = keras.Input((6, 6, 3))
     outputs = layers.Dense(4)(layers.Flatten()(layers.Conv2D(8, 3, activation="relu")(inputs)))
-    pruned = kg.prune(keras.Model(inputs, outputs), METHODS[name].make(), seed=0)
+    pruned = kg.prune(keras.Model(inputs, outputs), method.make(), seed=0)
     x = np.random.default_rng(0).standard_normal((8, 6, 6, 3)).astype("float32")
     report = export_tflite(pruned, tmp_path / "model.tflite", encoding="dense", data=(x, None))
     assert report.chosen["zeros"] == sum(int(np.count_nonzero(layer.mask() == 0)) for layer in kg.pruned_layers(pruned))

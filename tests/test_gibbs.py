@@ -9,7 +9,6 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from cases import fewer_on_jax
 from keras import ops
 from scipy import stats
 from scipy.special import expit, softmax
@@ -67,8 +66,8 @@ def assert_means(samples, probability, sigmas=5.0):
 # The law of single weights
 
 
-@pytest.mark.parametrize("sparsity", fewer_on_jax([0.3, 0.9]))
-@pytest.mark.parametrize("beta", fewer_on_jax([0.5, 4.0]))
+@pytest.mark.parametrize("sparsity", [0.3, 0.9])
+@pytest.mark.parametrize("beta", [0.5, 4.0])
 def test_a_weight_is_kept_with_the_sigmoid_of_beta_times_its_energy_above_the_quantile(sparsity, beta):
     kernel = normal(6, 11)
     layer = wrapped(kernel, kg.Gibbs(sparsity, beta=beta))
@@ -146,14 +145,14 @@ def test_cold_groups_live_or_die_whole_by_the_quantile_of_their_mean_energy(stru
 
 
 @pytest.mark.parametrize("structure", [kg.Unstructured(), kg.Kernel(), kg.Filter()])
-@pytest.mark.parametrize("sparsity", fewer_on_jax([0.2, 0.95]))
+@pytest.mark.parametrize("sparsity", [0.2, 0.95])
 def test_at_beta_zero_half_of_the_weights_are_kept_whatever_the_sparsity(structure, sparsity):
     layer = wrapped(normal(3, 3, 8, 16, scale=10.0), kg.Gibbs(sparsity, structure=structure, beta=0.0))
     masks = samples(layer, 20)
     assert abs(masks.mean() - 0.5) < 5 * 0.5 / np.sqrt(masks.size)
 
 
-@pytest.mark.parametrize("structure", fewer_on_jax([kg.Unstructured(), kg.Kernel(), kg.Filter()]))
+@pytest.mark.parametrize("structure", [kg.Unstructured(), kg.Kernel(), kg.Filter()])
 def test_sparsity_zero_keeps_every_weight_at_any_temperature(structure):
     for beta in (0.0, 1.0, 1e4):
         layer = wrapped(normal(3, 3, 4, 6), kg.Gibbs(0.0, structure=structure, beta=beta))
@@ -290,7 +289,7 @@ def test_energies_are_those_of_the_formulas(name):
     np.testing.assert_allclose(energy, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", fewer_on_jax(LAWS))
+@pytest.mark.parametrize("name", LAWS)
 def test_samples_follow_the_enumerated_law_of_their_energy(name):
     structure, hamiltonian, (channels, positions), beta = LAWS[name]
     kernel, kinds = few_kinds(channels, positions)

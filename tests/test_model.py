@@ -319,7 +319,6 @@ def mobilenet():
     return keras.applications.MobileNetV3Small(weights=None, input_shape=(32, 32, 3), classes=4)
 
 
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX compiles each of its layers alone, and nothing in it depends on the backend")
 def test_a_network_of_keras_applications_is_pruned_and_stripped(mobilenet):
     model = mobilenet
     pruned = kg.prune(model, kg.Fixed())
@@ -338,7 +337,7 @@ def test_a_network_of_keras_applications_keeps_its_head_under_filters(mobilenet)
     assert "logits" not in names and "conv" in names and not any("depthwise" in name for name in names)
 
 
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX compiles each of its 239 layers alone")
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX compiles each of its 239 layers alone, which takes a minute")
 def test_efficientnet_is_pruned_with_its_normalization():
     model = keras.applications.EfficientNetB0(weights=None, input_shape=(32, 32, 3), classes=4)
     normalization = next(layer for layer in model.layers if isinstance(layer, layers.Normalization))

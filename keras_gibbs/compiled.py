@@ -21,17 +21,16 @@ def compiled(function):
     Returns:
         A callable with the same signature and results.
     """
-    if os.environ.get("KERAS_GIBBS_XLA", "1") == "0":
-        return function
+    fuse = os.environ.get("KERAS_GIBBS_XLA", "1") != "0"
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
 
         # A partial has no code of its own, by which TensorFlow would take the functions of several shapes for one that is traced again and again.
-        fused = tf.function(functools.partial(function), jit_compile=True, autograph=False)
-        # Tensors, not variables: a function that was traced with a variable of one model would not outlive it.
+        fused = tf.function(functools.partial(function), jit_compile=True, autograph=False) if fuse else function
+        # Tensors, not variables: a function that was traced with a variable of one model would not outlive it, and under a strategy results would be variables.
         return lambda *args: fused(*tf.nest.map_structure(tf.convert_to_tensor, args))
-    if backend == "jax":
+    if backend == "jax" and fuse:
         import jax
 
         return jax.jit(function)

@@ -301,7 +301,7 @@ class Pruned(keras.layers.Wrapper):
     def figures(self) -> dict[str, float]:
         """The method's own figures, from the current weights and state."""
         figures = self._call("figures", *self._noise())
-        return {name: float(ops.convert_to_numpy(value)) for name, value in figures.items()}  # under a strategy a value may be a variable
+        return {name: float(value) for name, value in figures.items()}
 
     # Saving.
 

@@ -46,6 +46,11 @@ def exported(results, name):
     return [run["final"]["files"] for run in results.get(name, {}).values() if run["final"].get("files")]
 
 
+def measured_on(results):
+    """On how many test images, the first ones, the accuracy of the .tflite files was measured."""
+    return " or ".join(f"{count:,}" for count in sorted({run["images"] for name in results for run in exported(results, name)}))
+
+
 def accuracies(suite, results):
     """Rows of methods and columns of sparsities: test accuracy, mean ± standard deviation (seeds)."""
     columns = levels(suite, results)
@@ -99,8 +104,7 @@ def against_rival(suite, results):
 def files(suite, results):
     """One row a variant: what its .tflite files weigh, and their accuracy on the first test images, fewer than those of the accuracy in Keras."""
     table = []
-    counts = sorted({run["images"] for name in results for run in exported(results, name)})
-    images = " or ".join(f"{count:,}" for count in counts)
+    images = measured_on(results)
     for variant in suite.variants:
         runs = exported(results, variant.name)
         if not runs:

@@ -123,8 +123,7 @@ def by_bytes(results, suite, title, path):
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(lambda value, position: f"{value:g}" if f"{value:e}"[0] in "235" else "")
         axes.tick_params(which="both", labelsize="small")
-    images = max(file["images"] for name in results for file in levels.exported(results, name))
-    figure.suptitle(f"{title}; accuracy on {images:,} test images")
+    figure.suptitle(f"{title}; accuracy on {levels.measured_on(results)} test images")
     _finish(figure, path, "method, form of the file")
 
 

@@ -20,7 +20,7 @@ from step_cost import BATCH, RESULTS, SEED, SPARSITY, environment, interleave, r
 
 import keras_gibbs as kg
 
-HASH = "2146121005"  # 0x7FEB352D, the first multiplier of keras_gibbs.randomness
+HASH = "2146121005"  # 0x7FEB352D, the first multiplier of keras_gibbs.numerics.noise
 
 
 def gpus():

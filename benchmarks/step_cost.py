@@ -332,8 +332,8 @@ def enumerations():
     import tensorflow as tf
     from keras import ops
 
-    from keras_gibbs.compiled import compiled
-    from keras_gibbs.randomness import Uniform
+    from keras_gibbs.numerics.compilation import compiled
+    from keras_gibbs.numerics.noise import Uniform
 
     states = np.array(list(itertools.product((-1, 1), repeat=9)), "float32")  # (512, 9)
     pairs = (states.sum(axis=1, keepdims=True) ** 2 - 9).astype("float32")
@@ -370,9 +370,9 @@ def case_sampler(rounds):
     import numpy as np
     import tensorflow as tf
 
-    from keras_gibbs.compiled import compiled
-    from keras_gibbs.randomness import Uniform
-    from keras_gibbs.sampling import coupled_spins
+    from keras_gibbs.numerics.compilation import compiled
+    from keras_gibbs.numerics.noise import Uniform
+    from keras_gibbs.sampling.samplers import coupled_spins
 
     beta, coupling = tf.constant(100.0), 0.01
     key, counter = tf.constant([SEED, 0], tf.uint32), tf.constant(5, tf.uint32)

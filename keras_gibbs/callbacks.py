@@ -5,7 +5,7 @@ import warnings
 import keras
 
 from keras_gibbs.model import distribute, pruned_layers, sparsity
-from keras_gibbs.searching import Searching
+from keras_gibbs.search.population import Searching
 
 FEW_UPDATES = 5  # a schedule moved fewer times than this between its begin and its end jumps rather than anneals
 SHARING = 1 / 256  # of training, after which the layers share out anew what is kept; they do at the beginning of every epoch, too

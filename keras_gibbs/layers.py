@@ -7,12 +7,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gibbs import graph, ranking
 from keras_gibbs.configuration import register
 from keras_gibbs.masks import Masks, compiled_masks
 from keras_gibbs.methods.base import PruningMethod
+from keras_gibbs.numerics import ranking
 from keras_gibbs.specs import add_variable
-from keras_gibbs.structures import DEPTHWISE, TRANSPOSED, layout_of
+from keras_gibbs.structure import graph
+from keras_gibbs.structure.layouts import DEPTHWISE, TRANSPOSED, layout_of
 from keras_gibbs.typing import Tensor
 
 SUPPORTED = (

@@ -6,10 +6,10 @@ import functools
 import numpy as np
 from keras import ops
 
-from keras_gibbs.compiled import compiled
 from keras_gibbs.methods.base import PruningMethod
-from keras_gibbs.randomness import Uniform
-from keras_gibbs.structures import Layout
+from keras_gibbs.numerics.compilation import compiled
+from keras_gibbs.numerics.noise import Uniform
+from keras_gibbs.structure.layouts import Layout
 from keras_gibbs.typing import Tensor
 
 State = dict[str, Tensor]

@@ -7,13 +7,15 @@ import warnings
 import keras
 import numpy as np
 
-from keras_gibbs import graph, ranking, sharing
 from keras_gibbs.frozen import Frozen
 from keras_gibbs.layers import SUPPORTED, Pruned, check_finite, check_layer, describe_foreign, pruned_layers, why_unsupported
 from keras_gibbs.methods.base import PruningMethod
-from keras_gibbs.randomness import split
-from keras_gibbs.search import SearchedModel
-from keras_gibbs.search_checks import check_search
+from keras_gibbs.numerics import ranking
+from keras_gibbs.numerics.noise import split
+from keras_gibbs.search.checks import check_search
+from keras_gibbs.search.model import SearchedModel
+from keras_gibbs.structure import allocation as sharing
+from keras_gibbs.structure import graph
 
 
 def prune(model, method: PruningMethod, *, where=None, seed: int | None = None):

@@ -5,9 +5,9 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_gibbs import graph
 from keras_gibbs.layers import Pruned, describe_foreign
 from keras_gibbs.model import kernel_layers, masked_kernel, why_skipped
+from keras_gibbs.structure import graph
 from keras_gibbs.tables import render
 
 

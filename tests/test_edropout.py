@@ -9,7 +9,7 @@ from cases import JAX, numpy, xla
 from keras import layers, ops
 
 import keras_gibbs as kg
-from keras_gibbs.search import SearchedModel
+from keras_gibbs.search.model import SearchedModel
 
 quick = pytest.fixture(autouse=True, scope="module")(xla(False))  # before the fixtures that train
 

@@ -9,9 +9,9 @@ from cases import JAX, numpy
 from keras import ops
 
 import keras_gibbs as kg
-from keras_gibbs import evolution, ising
-from keras_gibbs.objectives import Context
-from keras_gibbs.randomness import Uniform
+from keras_gibbs.numerics.noise import Uniform
+from keras_gibbs.search import evolution, ising
+from keras_gibbs.search.objectives import Context
 
 same_bits = pytest.mark.skipif(JAX, reason="the same bits on both backends, as a test below shows, and many of them")
 both_rules = pytest.mark.parametrize("rule", evolution.RULES)

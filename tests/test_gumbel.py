@@ -11,7 +11,7 @@ from cases import JAX, xla
 from keras import layers, ops
 
 import keras_gibbs as kg
-from keras_gibbs.randomness import Uniform
+from keras_gibbs.numerics.noise import Uniform
 
 without_xla = pytest.fixture(scope="module", autouse=True)(xla(False))
 numpy = keras.ops.convert_to_numpy

@@ -6,9 +6,9 @@ from cases import numpy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from keras_gibbs import ranking
-from keras_gibbs.compiled import compiled
-from keras_gibbs.sharing import by_score
+from keras_gibbs.numerics import ranking
+from keras_gibbs.numerics.compilation import compiled
+from keras_gibbs.structure.allocation import by_score
 
 SIZE = 37  # one shape, so that every function is compiled once
 few = settings(max_examples=60, deadline=None)

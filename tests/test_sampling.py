@@ -9,9 +9,9 @@ from keras import ops
 from scipy import optimize, stats
 from scipy.special import expit, logsumexp
 
-from keras_gibbs.compiled import compiled
-from keras_gibbs.randomness import Uniform
-from keras_gibbs.sampling import bernoulli, chromatic_spins, coupled_spins, coupled_spins_log_weights, exactly
+from keras_gibbs.numerics.compilation import compiled
+from keras_gibbs.numerics.noise import Uniform
+from keras_gibbs.sampling.samplers import bernoulli, chromatic_spins, coupled_spins, coupled_spins_log_weights, exactly
 
 UNLIKELY = 1e-6  # a correct sampler fails a chi-square test this rarely, were the seed not fixed
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_gibbs import sharing
+from keras_gibbs.structure import allocation as sharing
 
 layers_of_scores = st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=12), min_size=1, max_size=5)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from keras import layers
 
 import keras_gibbs as kg
-from keras_gibbs.structures import Layout, layout_of
+from keras_gibbs.structure.layouts import Layout, layout_of
 
 
 def counting(shape):

@@ -12,7 +12,7 @@ from cases import xla
 from keras import ops
 
 import keras_gibbs as kg
-from keras_gibbs import ranking
+from keras_gibbs.numerics import ranking
 
 without_xla = pytest.fixture(scope="module", autouse=True)(xla(False))
 with_xla = pytest.fixture(xla(True))

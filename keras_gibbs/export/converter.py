@@ -12,10 +12,10 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_gibbs import graph
 from keras_gibbs.export.files import quiet
 from keras_gibbs.export.samples import padded, static_batch
 from keras_gibbs.model import pruned_layers, strip_pruning
+from keras_gibbs.structure import graph
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,11 +7,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gibbs import ranking
 from keras_gibbs.configuration import Configuration
+from keras_gibbs.numerics import ranking
 from keras_gibbs.schedules import Schedule, as_schedule
 from keras_gibbs.specs import Spec
-from keras_gibbs.structures import Structure, Unstructured
+from keras_gibbs.structure.groups import Structure, Unstructured
 from keras_gibbs.typing import Tensor
 
 TRACKED_SIZE = 10_000  # from so many weights on, an unstructured layer tracks its threshold instead of searching it anew at every step

@@ -7,12 +7,13 @@ import numpy as np
 from keras import ops
 
 from keras_gibbs.configuration import register
-from keras_gibbs.evolution import LEAST, RULES
 from keras_gibbs.methods.base import PruningMethod
-from keras_gibbs.objectives import MarginEnergy, Objective
 from keras_gibbs.schedules import Linear
+from keras_gibbs.search.evolution import LEAST, RULES
+from keras_gibbs.search.objectives import MarginEnergy, Objective
 from keras_gibbs.specs import Spec
-from keras_gibbs.structures import DEPTHWISE, Filter, layout_of
+from keras_gibbs.structure.groups import Filter
+from keras_gibbs.structure.layouts import DEPTHWISE, layout_of
 
 
 @register
@@ -34,9 +35,9 @@ class EDropout(PruningMethod):
     Args:
         population: Number of states S, at least 4. A search step costs S forward passes besides its own.
         objective: What is minimized: `MarginEnergy()`, `CrossEntropyEnergy()`, `KeepPenalty(target)`, `IsingEnergy()`, a sum of them, or a callable from a
-            `keras_gibbs.objectives.Context` to energies `(S,)`.
+            `keras_gibbs.search.objectives.Context` to energies `(S,)`.
         rule: `"reference"`, the mutation of the authors' code, or `"xor"`, the textbook one of the papers; with the latter a bit that is the same in all
-            states stays so, and 16 states or more are advisable (see `keras_gibbs.evolution.mutate`).
+            states stays so, and 16 states or more are advisable (see `keras_gibbs.search.evolution.mutate`).
         search: Fraction of training after which the search ends at the latest, in (0, 1].
         patience: Number of steps after which the search ends if the best state has not changed; None for no such end. It needs
             `reevaluate_parents=True`, since a stored energy may be that of one lucky batch.

@@ -5,14 +5,15 @@ import math
 
 from keras import ops
 
-from keras_gibbs import ranking, sampling
 from keras_gibbs.configuration import register
-from keras_gibbs.energies import FilterCoupling, Hamiltonian, Independent, authors_hamiltonian
 from keras_gibbs.methods.base import check_sparsity
 from keras_gibbs.methods.weighing import WeighingMethod
+from keras_gibbs.numerics import ranking
+from keras_gibbs.sampling import samplers
+from keras_gibbs.sampling.hamiltonians import FilterCoupling, Hamiltonian, Independent, authors_hamiltonian
 from keras_gibbs.schedules import Geometric, Polynomial, Schedule, as_schedule
 from keras_gibbs.specs import Spec
-from keras_gibbs.structures import layout_of
+from keras_gibbs.structure.layouts import layout_of
 
 SMALLEST = 1e-37  # of a number, before its logarithm is taken
 
@@ -148,7 +149,7 @@ class Gibbs(WeighingMethod):
     def draw(self, kernel, state, uniform):
         field = self.field(kernel, state)
         if self.count == "exact":
-            return sampling.exactly(-state["beta"] * field, state["kept"], uniform)
+            return samplers.exactly(-state["beta"] * field, state["kept"], uniform)
         return ops.where(state["sparsity"] > 0, self.law.sample(field, state["beta"], uniform), 1.0)
 
     def figures(self, kernel, state, uniform):

@@ -7,10 +7,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gibbs import ranking
 from keras_gibbs.methods.base import RankedMethod, check_structure
+from keras_gibbs.numerics import ranking
 from keras_gibbs.specs import Spec
-from keras_gibbs.structures import Structure, Unstructured, is_a
+from keras_gibbs.structure.groups import Structure, Unstructured
+from keras_gibbs.structure.layouts import is_a
 from keras_gibbs.typing import Tensor
 
 RESCALES = ("smart", "dynamic", None)

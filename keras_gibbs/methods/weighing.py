@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 from keras import ops
 
-from keras_gibbs.criteria import Criterion, SquaredWeight
 from keras_gibbs.methods.base import RankedMethod, check_sparsity, check_structure
 from keras_gibbs.schedules import Schedule
-from keras_gibbs.sharing import SCOPES
+from keras_gibbs.scores.criteria import Criterion, SquaredWeight
 from keras_gibbs.specs import Spec
-from keras_gibbs.structures import Structure, Unstructured
+from keras_gibbs.structure.allocation import SCOPES
+from keras_gibbs.structure.groups import Structure, Unstructured
 from keras_gibbs.typing import Tensor
 
 

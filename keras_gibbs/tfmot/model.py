@@ -7,13 +7,13 @@ import tf_keras
 from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry, pruning_wrapper
 from tensorflow_model_optimization.python.core.sparsity.keras.prune import prune_low_magnitude as tfmot_prune_low_magnitude
 
-from keras_gibbs import graph
 from keras_gibbs.layers import SUPPORTED
 from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.model import selector
-from keras_gibbs.randomness import split
-from keras_gibbs.search_checks import alone
-from keras_gibbs.structures import is_a
+from keras_gibbs.numerics.noise import split
+from keras_gibbs.search.checks import alone
+from keras_gibbs.structure import graph
+from keras_gibbs.structure.layouts import is_a
 from keras_gibbs.tfmot.search import SearchedModel, check_search, walk
 from keras_gibbs.tfmot.weights import find_owner
 from keras_gibbs.tfmot.wrapper import DEFAULT_SCHEDULE, Pruned, check_method, is_supported

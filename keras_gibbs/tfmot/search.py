@@ -6,8 +6,8 @@ import types
 import tensorflow as tf
 import tf_keras
 
-from keras_gibbs.search_checks import check_class, check_outputs, ends_in
-from keras_gibbs.searching import Searching, assign_in_replica, logarithm
+from keras_gibbs.search.checks import check_class, check_outputs, ends_in
+from keras_gibbs.search.population import Searching, assign_in_replica, logarithm
 from keras_gibbs.tfmot.wrapper import Pruned
 
 FUNCTIONAL = type(tf_keras.Model(*[tf_keras.Input((1,))] * 2))  # the class of a functional model is not public

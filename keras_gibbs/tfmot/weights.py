@@ -5,8 +5,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_gibbs.masks import Masks, compiled_masks
-from keras_gibbs.randomness import split
-from keras_gibbs.structures import Layout, layout_of
+from keras_gibbs.numerics.noise import split
+from keras_gibbs.structure.layouts import Layout, layout_of
 
 CHANGED = 1e-3  # relative difference from which on a folded weight counts as written by someone else
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import keras
 from keras import tree
 
-from keras_gibbs.structures import is_a
+from keras_gibbs.structure.layouts import is_a
 
 FUNCTIONAL = type(keras.Model(*[keras.Input((1,), name="probe")] * 2))  # the class of a functional model is not public
 # Layers whose every output channel depends on all input channels. What is not among them may hand channels on one by one.

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gibbs import graph
-from keras_gibbs.structures import is_a
+from keras_gibbs.structure import graph
+from keras_gibbs.structure.layouts import is_a
 
 
 def ends_in(model) -> str | None:
@@ -66,7 +66,7 @@ def check_outputs(model, method) -> None:
     if not getattr(method.objective, "needs_classes", False):
         return
     rule = "The energy of EDropout compares class logits: one output `(batch, classes)` of two classes or more"
-    way_out = "Pass `EDropout(objective=...)` a callable from a `keras_gibbs.objectives.Context` to energies (S,)."
+    way_out = "Pass `EDropout(objective=...)` a callable from a `keras_gibbs.search.objectives.Context` to energies (S,)."
     shapes = [tuple(output.shape) for output in model.outputs]
     if len(shapes) != 1 or len(shapes[0]) != 2 or (shapes[0][1] or 0) < 2:
         raise ValueError(f"{rule}. Received: outputs of shape {', '.join(map(str, shapes))}. {way_out}")

@@ -25,9 +25,9 @@ import dataclasses
 
 from keras import ops
 
-from keras_gibbs import sampling
 from keras_gibbs.configuration import Configuration, register
-from keras_gibbs.structures import Filter, Kernel, Structure, Unstructured
+from keras_gibbs.sampling import samplers
+from keras_gibbs.structure.groups import Filter, Kernel, Structure, Unstructured
 from keras_gibbs.typing import Tensor
 
 
@@ -88,7 +88,7 @@ class Independent(Hamiltonian):
         return ops.sum(0.5 * field * spins, axis=(-3, -2))
 
     def sample(self, field, beta, uniform):
-        return sampling.bernoulli(-beta * field, uniform)
+        return samplers.bernoulli(-beta * field, uniform)
 
 
 @register
@@ -96,7 +96,7 @@ class Independent(Hamiltonian):
 class KernelCoupling(Hamiltonian):
     """H = (b.x - c (M^2 - N)) / 2, M the sum of the N spins of one k x k kernel: they are drawn to agree (gibbs_pruning.py:10-19, 127-138).
 
-    The authors enumerate all 2^N states, which 5x5 kernels put out of reach; `sampling.coupled_spins` draws from the same law in O(N^2).
+    The authors enumerate all 2^N states, which 5x5 kernels put out of reach; `samplers.coupled_spins` draws from the same law in O(N^2).
 
     Args:
         c: Coupling, in units of squared weights; 0.01 in the authors' example. A trained kernel lives or dies whole while |b| < c N.
@@ -115,9 +115,9 @@ class KernelCoupling(Hamiltonian):
             raise ValueError(f"`KernelCoupling` couples the weights of one spatial kernel. Received: structure={structure!r}. Use `structure=Kernel()`.")
 
     def check_positions(self, positions):
-        if positions > sampling.MOST_COUPLED_SPINS:
+        if positions > samplers.MOST_COUPLED_SPINS:
             raise ValueError(
-                f"`KernelCoupling` draws at most {sampling.MOST_COUPLED_SPINS} coupled spins exactly: use `hamiltonian=Independent()` for so large a kernel, "
+                f"`KernelCoupling` draws at most {samplers.MOST_COUPLED_SPINS} coupled spins exactly: use `hamiltonian=Independent()` for so large a kernel, "
                 f"or leave the layer out with `where=`. Received: a kernel of {positions} positions."
             )
 
@@ -132,7 +132,7 @@ class KernelCoupling(Hamiltonian):
 
     def sample(self, field, beta, uniform):
         flat = ops.reshape(field, (-1, field.shape[2]))
-        return ops.reshape(sampling.coupled_spins(flat, 2.0 * self._scale * beta, self.c, uniform), field.shape)
+        return ops.reshape(samplers.coupled_spins(flat, 2.0 * self._scale * beta, self.c, uniform), field.shape)
 
 
 @register
@@ -168,7 +168,7 @@ class FilterCoupling(Hamiltonian):
         return 0.5 * (ops.sum(field * spins, axis=(-3, -2)) - self.c * one * other)
 
     def sample(self, field, beta, uniform):
-        return sampling.chromatic_spins(field, beta, self.c, uniform, self.sweeps)
+        return samplers.chromatic_spins(field, beta, self.c, uniform, self.sweeps)
 
 
 def authors_hamiltonian(structure: Structure) -> Hamiltonian:

@@ -1,7 +1,7 @@
 """Samplers of masks from Gibbs distributions: pure functions of tensors, the randomness an argument.
 
 Everywhere a field is positive where it favours removal, a spin x = +1 keeps a weight and x = -1 removes it, and a mask is (x + 1) / 2. `uniform`
-is a callable `(shape, stream=0)` giving float32 numbers in [0, 1); draws with different streams are independent (`keras_gibbs.randomness.Uniform`).
+is a callable `(shape, stream=0)` giving float32 numbers in [0, 1); draws with different streams are independent (`keras_gibbs.numerics.noise.Uniform`).
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from keras import ops
 
-from keras_gibbs import ranking
+from keras_gibbs.numerics import ranking
 from keras_gibbs.typing import Tensor
 
 MOST_COUPLED_SPINS = 128  # beyond, binomial coefficients overflow float32

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from keras import ops
 
-from keras_gibbs.randomness import Uniform
+from keras_gibbs.numerics.noise import Uniform
 from keras_gibbs.typing import Tensor
 
 RULES = ("reference", "xor")

@@ -7,8 +7,8 @@ from keras import ops
 
 from keras_gibbs.configuration import register
 from keras_gibbs.layers import Pruned, pruned_layers
-from keras_gibbs.search_checks import ends_in
-from keras_gibbs.searching import Searching, assign_in_replica, logarithm
+from keras_gibbs.search.checks import ends_in
+from keras_gibbs.search.population import Searching, assign_in_replica, logarithm
 
 
 @register

@@ -6,7 +6,7 @@ import math
 from keras import ops
 
 from keras_gibbs.configuration import register
-from keras_gibbs.objectives import Context, Objective
+from keras_gibbs.search.objectives import Context, Objective
 from keras_gibbs.typing import Tensor
 
 BINS = 256

@@ -7,9 +7,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gibbs import evolution
-from keras_gibbs.objectives import Context
-from keras_gibbs.search_checks import check_energy_batch, check_labels
+from keras_gibbs.search import evolution
+from keras_gibbs.search.checks import check_energy_batch, check_labels
+from keras_gibbs.search.objectives import Context
 from keras_gibbs.specs import add_variable
 from keras_gibbs.typing import Tensor
 

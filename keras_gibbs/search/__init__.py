@@ -1,0 +1,1 @@
+"""Everything of EDropout: a population of subnetworks evolves while the network trains."""

@@ -1,0 +1,1 @@
+"""How the weights of a network fall into groups that live or die together."""

@@ -204,7 +204,6 @@ def write(name, case):
     if name in WEIGHTS:
         model.save_weights(FOLDER / f"{name}.weights.h5")
     loaded = keras.models.load_model(path)
-    loaded.run_eagerly = True
     record = {"inputs": inputs, "labels": labels} | state(loaded) | read(loaded, inputs) | step(loaded, inputs, labels)
     save(FOLDER / f"{name}.npz", record)
     return path.stat().st_size, float(record["sparsity"])

@@ -22,6 +22,12 @@ def numpy(tensor) -> np.ndarray:
     return keras.ops.convert_to_numpy(tensor)
 
 
+def predict(model, inputs: np.ndarray) -> np.ndarray:
+    """The model's predictions, float32. Eagerly: to compile a model takes longer than to call it once."""
+    model.run_eagerly = True
+    return model.predict(inputs, verbose=0).astype("float32")
+
+
 def read(model, inputs: np.ndarray) -> dict[str, np.ndarray]:
     """The figures of a model that has just been loaded; its draws move on by one mask a layer.
 
@@ -34,8 +40,8 @@ def read(model, inputs: np.ndarray) -> dict[str, np.ndarray]:
         `"sample/<layer>"` for every pruned layer: masks as uint8.
     """
     readings = {
-        "predictions": model.predict(inputs, verbose=0).astype("float32"),
-        "stripped": kg.strip_pruning(model).predict(inputs, verbose=0).astype("float32"),
+        "predictions": predict(model, inputs),
+        "stripped": predict(kg.strip_pruning(model), inputs),
         "sparsity": np.float64(kg.sparsity(model)),
     }
     for name, layer in layers_by_name(model).items():

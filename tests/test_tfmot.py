@@ -20,7 +20,8 @@ def test_tf_keras_models():
         pytest.skip(f"not installed: {missing}; pip install -e '.[tfmot]'")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"KERAS_BACKEND": "tensorflow", "KERAS_GIBBS_XLA": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-p", "no:cacheprovider", str(Path(__file__).with_name("in_tf_keras.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-p", "no:cacheprovider"]
+    command += [str(Path(__file__).with_name(name)) for name in ("in_tf_keras.py", "golden_in_tf_keras.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 

@@ -1,0 +1,260 @@
+"""What the comparisons train: configurations as data, for `compare.py`.
+
+A suite is one network on one data set under one schedule, and the variants that are compared on it. Variants are listed the most telling first, so that
+any number of finished runs is a result.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import keras_gibbs as kg
+from benchmarks.accuracy.train_tfmot import TFMOT
+from benchmarks.common.networks import MOBILENET_SMALL, Network, prunable
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row of a comparison.
+
+    Attributes:
+        name: Its name in tables and file names.
+        method: A pruning method, a `TFMOT`, None for the dense network; or a function of the network, the seed and the finished results of the same suite and
+            seed, by variant name, to one of these.
+        rate: Learning rate of Adam at the start; it falls to zero along a cosine.
+        needs: The variants whose results `method` reads.
+        family: What the variants that differ in their sparsity only are called together.
+        level: That sparsity, in per cent of the weights of the pruned layers.
+    """
+
+    name: str
+    method: Any
+    rate: float
+    needs: tuple[str, ...] = ()
+    family: str = ""
+    level: int | None = None
+
+    def method_for(self, network, seed, earlier):
+        """The method of one run."""
+        return self.method(network, seed, earlier) if callable(self.method) else self.method
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """A network, data, a schedule, and the variants.
+
+    Attributes:
+        network: From the image shape and the number of classes to a model; a `networks.Network` where TF-MOT is among the variants.
+        dataset: Name in `data.DATASETS`.
+        epochs: Epochs of `fit`.
+        steps: Batches in an epoch; None for all that the training images fill. With fewer, an epoch is a part of a pass, and validation comes more often.
+        variants: What is compared.
+        batch: Images in a batch.
+        validation: Training images put aside for validation.
+        validated: How many of them are looked at after every epoch.
+        augmented: Whether training images are shifted and flipped.
+        where: The layers that are pruned, as in `keras_gibbs.prune`.
+        reach: A validation accuracy; the report says after how many epochs each variant came to it.
+        detailed: Whether the report has the top-5 accuracy, and that of the weights without their mask.
+        exported: Whether the final model is written as .tflite files too, which are run and measured.
+        images: Training images that are used, the first ones of those not put aside; None for all.
+        limit: Images of each split that are used, for a trial; None for all.
+        start: Name of a suite; every variant starts from its dense network, trained with the same seed, in place of random weights.
+        minutes: About how long a run takes on one core; None where it was not estimated.
+    """
+
+    network: Callable
+    dataset: str
+    epochs: int
+    variants: tuple[Variant, ...]
+    steps: int | None = None
+    batch: int = 128
+    validation: int = 5000
+    validated: int = 2000
+    augmented: bool = False
+    where: Callable | None = None
+    reach: float | None = None
+    detailed: bool = False
+    exported: bool = False
+    images: int | None = None
+    limit: int | None = None
+    start: str | None = None
+    minutes: float | None = None
+
+    def variant(self, name):
+        """The variant of this name."""
+        return next(variant for variant in self.variants if variant.name == name)
+
+
+def _extraction():
+    """GumbelSoftmax with and without signed constants, with each rescale, beside its baselines and the dense network."""
+    gumbel = [
+        Variant(
+            f"gumbel-{rescale or 'none'}-{'signed' if signed else 'normal'}",
+            kg.GumbelSoftmax(rescale=rescale, signed_constant=signed),
+            rate=1e-2,
+        )
+        for signed in (True, False)
+        for rescale in ("smart", "dynamic", None)
+    ]
+    others = [
+        Variant("dense", None, rate=1e-3),
+        Variant("edge-popup", kg.EdgePopup(0.5), rate=1e-2),
+        Variant("supermask", kg.Supermask(rescale="smart"), rate=1e-2),
+    ]
+    first = gumbel[:1] + others[:1] + gumbel[1:] + others[1:]
+    return Suite(Network("convolutions", {"depth": 2}), "cifar10", epochs=12, steps=88, variants=tuple(first), reach=0.5)
+
+
+def _removed(earlier):
+    """The fraction of the weights of its layers that EDropout removed."""
+    return earlier["edropout"]["final"]["pruned_sparsity"]
+
+
+def _magnitude_filters(network, seed, earlier):
+    return kg.Magnitude(kg.Polynomial(0.0, _removed(earlier), end=0.5), structure=kg.Filter())
+
+
+def _random_filters(network, seed, earlier):
+    """A mask that removes filters at random, the same fraction in every layer, from the first step on."""
+    pattern = kg.prune(network, kg.Magnitude(_removed(earlier), structure=kg.Filter()))  # which layers, and how many
+    rng = np.random.default_rng([seed, 1])
+    masks = {}
+    for layer in kg.pruned_layers(pattern):
+        mask = np.array(layer.mask())
+        masks[layer.name] = rng.permuted(mask.reshape(-1, mask.shape[-1])[:1], axis=1)[0] * np.ones_like(mask)
+    return kg.Fixed(masks)
+
+
+def _filters(network, dataset, epochs, rate=2e-3, augmented=False, compared=True, normalized=True):
+    """EDropout beside the dense network, and filters removed by magnitude and at random at the fraction that it came to."""
+    variants = [Variant("dense", None, rate), Variant("edropout", kg.EDropout(), rate)]
+    if not normalized:  # where a small output is the better margin, the cross-entropy is no worse off
+        variants.append(Variant("edropout-cross-entropy", kg.EDropout(objective=kg.CrossEntropyEnergy()), rate))
+    if compared:
+        variants += [Variant("magnitude", _magnitude_filters, rate, ("edropout",)), Variant("random", _random_filters, rate, ("edropout",))]
+    return Suite(network, dataset, epochs, tuple(variants), augmented=augmented, detailed=True)
+
+
+LEVELS = (98, 95, 90, 80, 50)  # per cent removed, the most telling first
+
+
+def _random(sparsity):
+    """Masks that remove weights at random, the same fraction of every layer, from the first step on."""
+
+    def masks(network, seed, earlier):
+        rng = np.random.default_rng([seed, 2])
+        pattern = kg.prune(network, kg.Magnitude(sparsity), where=prunable)  # which layers, and how many
+        return kg.Fixed({layer.name: rng.permuted(np.array(layer.mask()).ravel()).reshape(layer.mask().shape) for layer in kg.pruned_layers(pattern)})
+
+    return masks
+
+
+# The methods that are compared with TF-MOT, the most telling first: name -> function of the sparsity to what `Variant.method` may be.
+METHODS = {
+    "tfmot": lambda sparsity: TFMOT(sparsity, frequency=10),
+    "gibbs-recommended": lambda sparsity: kg.Gibbs.recommended(sparsity),
+    "gibbs-curvature": lambda sparsity: kg.Gibbs.recommended(sparsity, criterion=kg.CurvatureEnergy(), beta=kg.Geometric(1.0, 50.0, end=0.5)),
+    "gibbs": lambda sparsity: kg.Gibbs(sparsity),
+    "magnitude": lambda sparsity: kg.Magnitude(kg.Polynomial(0.0, sparsity, end=0.5)),
+    "magnitude-shape": lambda sparsity: kg.Magnitude(kg.Polynomial(0.0, sparsity, end=0.5), scope="shape", settle=0.5),
+    "magnitude-curvature": lambda sparsity: kg.Magnitude(kg.Polynomial(0.0, sparsity, end=0.5), scope="shape", settle=0.5, criterion=kg.CurvatureEnergy()),
+    "gumbel-joint": lambda sparsity: kg.GumbelSoftmax(train_weights=True, sparsity=sparsity),
+    "gumbel": lambda sparsity: kg.GumbelSoftmax(sparsity=sparsity),
+    "gibbs-kernel": lambda sparsity: kg.Gibbs(sparsity, structure=kg.Kernel()),
+    "gibbs-filter": lambda sparsity: kg.Gibbs(sparsity, structure=kg.Filter()),
+    "edropout": lambda sparsity: kg.EDropout(objective=kg.MarginEnergy() + kg.KeepPenalty(round(1 - sparsity, 6))),
+    "random": _random,
+    # TF-MOT by other schedules; `tfmot` above is the best of them on validation images.
+    "tfmot-default": lambda sparsity: TFMOT(sparsity),
+    "tfmot-early": lambda sparsity: TFMOT(sparsity, end=0.35),
+    "tfmot-late": lambda sparsity: TFMOT(sparsity, end=0.65),
+    "tfmot-every": lambda sparsity: TFMOT(sparsity, frequency=1),
+    "tfmot-delayed": lambda sparsity: TFMOT(sparsity, begin=0.15, frequency=10),
+}
+NOTES = {  # what a reader of the tables has to know of a method
+    "tfmot": "TF-MOT itself, `prune_low_magnitude` on tf_keras, at its best: masks found anew every 10 steps to one half of training",
+    "gibbs-recommended": "`Gibbs.recommended`: little noise, shares by shape, a mask held from the middle of training on",
+    "gibbs-curvature": "the recipe by curvature, with more noise",
+    "gibbs": "the authors' law and schedule",
+    "magnitude": "our `Magnitude`, to one half of training",
+    "magnitude-shape": "the recipe without noise: our `Magnitude` with its shares and held mask",
+    "magnitude-curvature": "the recipe by curvature and without noise",
+    "gumbel-joint": "weights and masks together, an extension of ours",
+    "gumbel": "masks only, the weights stay as they were drawn",
+    "edropout": "whole filters, drawn to the sparsity by a penalty",
+    "tfmot-default": "TF-MOT with masks found every 100 steps, its default",
+    "tfmot-early": "TF-MOT with its default, to 35 % of training",
+    "tfmot-late": "TF-MOT with its default, to 65 % of training",
+    "tfmot-every": "TF-MOT with masks found every step",
+    "tfmot-delayed": "TF-MOT every 10 steps, from 15 to 50 % of training",
+}
+RATES = {"gumbel": 1e-2}  # what learns masks only needs larger steps
+
+
+
+# More or other noise than `Gibbs.recommended` has, one thing at a time. Its own: beta from 5 to 100 in the first half of training, then a held mask.
+NOISE = {
+    "noise-1-100": lambda sparsity: kg.Gibbs.recommended(sparsity, beta=kg.Geometric(1.0, 100.0, end=0.5)),
+    "noise-2-50": lambda sparsity: kg.Gibbs.recommended(sparsity, beta=kg.Geometric(2.0, 50.0, end=0.5)),
+    "noise-longer": lambda sparsity: kg.Gibbs.recommended(sparsity, beta=kg.Geometric(5.0, 100.0, end=0.75), settle=0.75),
+    "noise-exact": lambda sparsity: kg.Gibbs.recommended(sparsity, count="exact"),
+    "noise-curvature": lambda sparsity: kg.Gibbs.recommended(sparsity, criterion=kg.CurvatureEnergy()),
+    "noise-authors": lambda sparsity: kg.Gibbs(kg.Polynomial(0.0, sparsity, end=0.5), scope="shape", settle=0.64),
+}
+# TF-MOT with masks found anew every 10 steps, over other parts of training than the first half.
+LONG_TFMOT = {
+    "tfmot-third": lambda sparsity: TFMOT(sparsity, end=0.35, frequency=10),
+    "tfmot-two-thirds": lambda sparsity: TFMOT(sparsity, end=0.65, frequency=10),
+    "tfmot-four-fifths": lambda sparsity: TFMOT(sparsity, end=0.8, frequency=10),
+    "tfmot-from-half": lambda sparsity: TFMOT(sparsity, initial=0.5, frequency=10),
+}
+NOTES |= {
+    "noise-1-100": "the recipe with beta from 1 to 100",
+    "noise-2-50": "the recipe with beta from 2 to 50",
+    "noise-longer": "the recipe with noise in three quarters of training, not in half",
+    "noise-exact": "the recipe with draws of an exact count",
+    "noise-curvature": "the recipe by curvature",
+    "noise-authors": "the authors' law and schedule, with shares by shape and a mask held from 64 % of training on",
+    "tfmot-third": "TF-MOT every 10 steps, to 35 % of training",
+    "tfmot-two-thirds": "TF-MOT every 10 steps, to 65 % of training",
+    "tfmot-four-fifths": "TF-MOT every 10 steps, to 80 % of training",
+    "tfmot-from-half": "TF-MOT every 10 steps, from half of the weights on, to one half of training",
+}
+
+
+def _against_tfmot(network, dataset="cifar10", epochs=6, rate=2e-3, augmented=True, without=(), methods=METHODS):
+    """Every method at every level, beside the dense network."""
+    levels = [
+        Variant(f"{name}-{level}", method(level / 100), RATES.get(name, rate), family=name, level=level)
+        for level in LEVELS
+        for name, method in methods.items()
+        if name not in without
+    ]
+    return Suite(network, dataset, epochs, (Variant("dense", None, rate), *levels), augmented=augmented, where=prunable, exported=True)
+
+
+def _long(epochs, minutes, widths=(16, 32, 64), rate=2e-3, **changes):
+    """ResNet-8 on small images, which trains four times as fast, with other noise and other schedules of TF-MOT among the methods."""
+    network = Network("resnet", {"depth": 8, "widths": widths})
+    suite = _against_tfmot(network, "cifar10_16", epochs, rate, methods=METHODS | NOISE | LONG_TFMOT)
+    return dataclasses.replace(suite, minutes=minutes, exported=False, **changes)
+
+
+SUITES = {
+    "extraction": _extraction(),
+    "filters-fashion": _filters(Network("resnet18", {"width": 8}), "fashion_mnist", 8),
+    "filters-resnet": _filters(Network("resnet18", {"width": 8}), "cifar10", 3, compared=False),
+    "filters-alexnet": _filters(Network("alexnet", {"width": 16}), "cifar10", 8, rate=1e-3, compared=False, normalized=False),
+    "filters-squeezenet": _filters(Network("squeezenet", {"width": 32}), "cifar10", 5, rate=1e-3, compared=False, normalized=False),
+    **{f"resnet{depth}": _against_tfmot(Network("resnet", {"depth": depth})) for depth in (8, 20, 32, 56)},
+    # Where no kernel is larger than 1x1, kernels are weights.
+    "mobilenet": _against_tfmot(Network("mobilenet", {"alpha": 1.0, "blocks": MOBILENET_SMALL}), without=("gibbs-kernel",)),
+    "few-images": _long(100, 3, images=5000),
+    "few-images-wide": _long(120, 4, widths=(32, 64, 128), images=2000),
+    "all-images": _long(60, 12),
+    "pretrained": _long(8, 2, rate=1e-3, start="all-images"),
+    "mlp-fashion": _against_tfmot(Network("mlp", {"hidden": (300, 100)}), "fashion_mnist", rate=1e-3, augmented=False, without=("gibbs-kernel",)),
+}

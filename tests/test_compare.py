@@ -168,7 +168,7 @@ def test_a_budget_names_runs_that_there_are_and_none_twice(name):
         starts = {run.start("results") for run in runs if run.suite.start}
         assert starts and starts <= {run.weights("results") for run in runs}
         plan = budgets.BUDGETS[name].plan()
-        assert sum(int(row["runs"]) for row in plan[:-1]) == len(runs) and float(plan[-1]["minutes"]) <= 13 * 60
+        assert sum(int(row["runs"]) for row in plan[:-1]) == len(runs) and float(plan[-1]["minutes"]) <= 12 * 60
 
 
 def test_tfmot_is_left_out_with_a_statement_where_it_cannot_run(tmp_path, monkeypatch, capsys):

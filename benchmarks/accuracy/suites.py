@@ -254,7 +254,7 @@ SUITES = {
     "mobilenet": _against_tfmot(Network("mobilenet", {"alpha": 1.0, "blocks": MOBILENET_SMALL}), without=("gibbs-kernel",)),
     "few-images": _long(100, 3, images=5000),
     "few-images-wide": _long(120, 4, widths=(32, 64, 128), images=2000),
-    "all-images": _long(60, 12),
+    "all-images": _long(50, 10),
     "pretrained": _long(8, 2, rate=1e-3, start="all-images"),
     "mlp-fashion": _against_tfmot(Network("mlp", {"hidden": (300, 100)}), "fashion_mnist", rate=1e-3, augmented=False, without=("gibbs-kernel",)),
 }

@@ -212,6 +212,10 @@ def test_differences_are_paired_and_a_verdict_needs_five_seeds():
     table = levels.against_rival(suites.SUITES["resnet8"], results)
     assert [row["less TF-MOT, points"] for row in table] == ["gibbs", "magnitude", "edropout"]
     assert [row["90 %"] for row in table] == ["+1.5 ± 0.6 (5), ahead", "-1.0 (2)", "-10.0 (1) at 70.0 %"]
+    noisy = {"magnitude-shape-90": results["tfmot-90"], "gibbs-recommended-90": results["gibbs-90"], "gibbs-90": results["gibbs-90"]}
+    assert levels.noise(suites.SUITES["resnet8"], noisy) == [{"less no noise, points": "gibbs-recommended", "90 %": "+1.5 ± 0.6 (5), ahead"}]
+    other = dataclasses.replace(suites.SUITES["resnet8"], rival="magnitude")
+    assert [row["90 %"] for row in levels.against_rival(other, results)] == ["+1.0 (2)", "+2.5 (2)", "-9.0 (1) at 70.0 %"]
     assert levels.verdict([1.0, -1.0, 1.0, -1.0, 0.5]).endswith("undecided") and levels.verdict([-1.0, -1.1, -1.2, -1.0, -0.9]).endswith("behind")
     rows = levels.accuracies(suites.SUITES["resnet8"], results)
     assert rows[0] == {"test accuracy, %": "tfmot", "90 %": "64.0 ± 3.2 (5)"} and rows[-1]["90 %"] == "50.0 (1) at 70.0 %"

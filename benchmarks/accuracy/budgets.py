@@ -135,19 +135,20 @@ _CPU = (
     Part("resnet8", at(95, "magnitude-shape"), FIVE),  # what the noise adds
     Part("resnet8", every("resnet8", 90), (0,)),
 )
-# Of TF-MOT's schedules, the one that was best on validation images with seed 0.
-BEST_TFMOT = {"few-images": "tfmot", "all-images": "tfmot", "pretrained": "tfmot"}
 LONG_SCHEDULES = at(90, "tfmot", *LONG_TFMOT, "tfmot-default")
+
+
+def best_tfmot(suite, level):
+    return at(level, SUITES[suite].rival)
 
 
 def _regime(suite):
     """One regime of the budget `long` at 90 %: with and without noise, on seed 0 every schedule of TF-MOT and every kind of noise, then five seeds."""
     without, recommended = at(90, "magnitude-shape", *OURS)
-    best = at(90, BEST_TFMOT[suite])
     dense = () if suite == "all-images" else ("dense",)  # which other runs start from, and come earlier
     return (
         Part(suite, (*dense, without, recommended, *LONG_SCHEDULES), (0,)),
-        Part(suite, (without, recommended, *best), FIVE[1:]),
+        Part(suite, (without, recommended, *best_tfmot(suite, 90)), FIVE[1:]),
         Part(suite, at(90, *NOISE), (0,)),
     )
 
@@ -157,12 +158,12 @@ _LONG = (
     Part("all-images", ("dense",), FIVE),
     *_regime("pretrained"),
     *_regime("all-images"),
-    Part("few-images", at(95, BEST_TFMOT["few-images"], *OURS), (0, 1, 2)),
-    Part("pretrained", at(95, BEST_TFMOT["pretrained"], *OURS), (0, 1, 2)),
+    Part("few-images", (*best_tfmot("few-images", 95), *at(95, *OURS)), (0, 1, 2)),
+    Part("pretrained", (*best_tfmot("pretrained", 95), *at(95, *OURS)), (0, 1, 2)),
     *(Part(suite, at(level, "magnitude-shape", *OURS), (0,)) for suite in ("few-images", "pretrained") for level in (80, 98)),
     Part("few-images", at(90, "gibbs-kernel", "gibbs-filter"), (0,)),
-    Part("few-images-wide", ("dense", *at(90, "magnitude-shape", *OURS, BEST_TFMOT["few-images"])), (0, 1, 2)),
-    Part("all-images", at(95, BEST_TFMOT["all-images"], *OURS), (0, 1, 2)),
+    Part("few-images-wide", ("dense", *at(90, "magnitude-shape", *OURS), *best_tfmot("few-images-wide", 90)), (0, 1, 2)),
+    Part("all-images", (*best_tfmot("all-images", 95), *at(95, *OURS)), (0, 1, 2)),
     *(Part("all-images", at(level, "magnitude-shape", *OURS), (0,)) for level in (80, 98)),
 )
 _FULL = (

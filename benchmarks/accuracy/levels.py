@@ -5,7 +5,8 @@ import statistics
 from benchmarks.accuracy.suites import NOTES
 from benchmarks.accuracy.tables import FEW, half_width
 
-RIVAL = "tfmot"
+WITHOUT_NOISE = "magnitude-shape"  # `Gibbs.recommended` but for its noise
+NOISY = ("gibbs-recommended", "noise-")  # how the families begin that have it, and noise
 
 
 def accuracy(result):
@@ -51,27 +52,31 @@ def measured_on(results):
     return " or ".join(f"{count:,}" for count in sorted({run["images"] for name in results for run in exported(results, name)}))
 
 
-def accuracies(suite, results):
-    """Rows of methods and columns of sparsities: test accuracy, mean ± standard deviation (seeds)."""
+def accuracies(suite, results, heading="test accuracy, %", of=accuracy):
+    """Rows of methods and columns of sparsities: test accuracy, or what `of` a result gives, mean ± standard deviation (seeds)."""
     columns = levels(suite, results)
     table = []
     if dense := results.get("dense"):
-        table.append(
-            {"test accuracy, %": "dense"} | {f"{level} %": mean([accuracy(run) for run in dense.values()]) if level == columns[0] else "" for level in columns}
-        )
+        table.append({heading: "dense"} | {f"{level} %": mean([of(run) for run in dense.values()]) if level == columns[0] else "" for level in columns})
     for family in families(suite, results):
-        row = {"test accuracy, %": family}
+        row = {heading: family}
         for level in columns:
             runs = list(results.get(f"{family}-{level}", {}).values())
-            row[f"{level} %"] = mean([accuracy(run) for run in runs]) + astray(runs, level) if runs else ""
+            row[f"{level} %"] = mean([of(run) for run in runs]) + astray(runs, level) if runs else ""
         table.append(row)
     return table
 
 
-def differences(results, family, level):
-    """Accuracy less that of TF-MOT, seed by seed."""
-    own, rival = results.get(f"{family}-{level}", {}), results.get(f"{RIVAL}-{level}", {})
-    return [accuracy(own[seed]) - accuracy(rival[seed]) for seed in own if seed in rival]
+def tuning(suite, results):
+    """Validation accuracy with seed 0, by which settings are chosen."""
+    first = {name: {0: runs[0]} for name, runs in results.items() if 0 in runs}
+    return accuracies(suite, first, "validation accuracy with seed 0, %", lambda run: 100 * run["final"]["validation"]["top1"])
+
+
+def differences(results, family, other, level):
+    """Accuracy less that of another family, seed by seed."""
+    own, others = results.get(f"{family}-{level}", {}), results.get(f"{other}-{level}", {})
+    return [accuracy(own[seed]) - accuracy(others[seed]) for seed in own if seed in others]
 
 
 def verdict(values):
@@ -86,19 +91,28 @@ def verdict(values):
     return f"{text} ± {half:.1f} ({len(values)}), {side}"
 
 
-def against_rival(suite, results):
-    """Rows of methods and columns of sparsities: the difference to TF-MOT in points."""
-    others = [family for family in families(suite, results) if family != RIVAL]
-    columns = [level for level in levels(suite, results) if f"{RIVAL}-{level}" in results]
+def against(other, heading, compared, suite, results):
+    """Rows of the families in `compared` and columns of sparsities: the difference to the family `other` in points."""
+    columns = [level for level in levels(suite, results) if f"{other}-{level}" in results]
     table = []
-    for family in others:
+    for family in compared:
         row = {}
         for level in columns:
             runs = results.get(f"{family}-{level}", {}).values()
-            row[f"{level} %"] = verdict(differences(results, family, level)) + (astray(runs, level) if runs else "")
+            row[f"{level} %"] = verdict(differences(results, family, other, level)) + (astray(runs, level) if runs else "")
         if any(row.values()):
-            table.append({"less TF-MOT, points": family} | row)
+            table.append({heading: family} | row)
     return table
+
+
+def against_rival(suite, results):
+    """The difference of every family to TF-MOT."""
+    return against(suite.rival, "less TF-MOT, points", [family for family in families(suite, results) if family != suite.rival], suite, results)
+
+
+def noise(suite, results):
+    """What noise adds: the difference to the recipe without it."""
+    return against(WITHOUT_NOISE, "less no noise, points", [family for family in families(suite, results) if family.startswith(NOISY)], suite, results)
 
 
 def files(suite, results):
@@ -126,5 +140,11 @@ def notes(suite, results):
 
 def tables(suite, results):
     """The tables, by name."""
-    made = {"accuracy": accuracies(suite, results), "difference": against_rival(suite, results), "files": files(suite, results)}
+    made = {
+        "accuracy": accuracies(suite, results),
+        "difference": against_rival(suite, results),
+        "noise": noise(suite, results),
+        "tuning": tuning(suite, results),
+        "files": files(suite, results),
+    }
     return {name: table for name, table in made.items() if table}

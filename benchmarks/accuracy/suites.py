@@ -61,6 +61,7 @@ class Suite:
         exported: Whether the final model is written as .tflite files too, which are run and measured.
         images: Training images that are used, the first ones of those not put aside; None for all.
         limit: Images of each split that are used, for a trial; None for all.
+        rival: The family that the report sets the others against: of TF-MOT's schedules the best on validation images with seed 0.
         start: Name of a suite; every variant starts from its dense network, trained with the same seed, in place of random weights.
         minutes: About how long a run takes on one core; None where it was not estimated.
     """
@@ -80,6 +81,7 @@ class Suite:
     exported: bool = False
     images: int | None = None
     limit: int | None = None
+    rival: str = "tfmot"
     start: str | None = None
     minutes: float | None = None
 

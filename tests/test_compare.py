@@ -14,7 +14,7 @@ import keras_gibbs as kg
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.accuracy import budgets, compare, experiment, levels, plots, report, suites, tables, train_tfmot, training
+from benchmarks.accuracy import budgets, compare, experiment, levels, plots, regimes, report, suites, tables, train_tfmot, training
 from benchmarks.common import data, networks, results
 
 without_xla = pytest.fixture(scope="module", autouse=True)(xla(False))
@@ -219,6 +219,22 @@ def test_differences_are_paired_and_a_verdict_needs_five_seeds():
     assert levels.verdict([1.0, -1.0, 1.0, -1.0, 0.5]).endswith("undecided") and levels.verdict([-1.0, -1.1, -1.2, -1.0, -0.9]).endswith("behind")
     rows = levels.accuracies(suites.SUITES["resnet8"], results)
     assert rows[0] == {"test accuracy, %": "tfmot", "90 %": "64.0 ± 3.2 (5)"} and rows[-1]["90 %"] == "50.0 (1) at 70.0 %"
+
+
+def test_regimes_stand_in_one_table_and_one_plot(tmp_path, monkeypatch, capsys):
+    for name, ahead in (("few-images", 1.5), ("pretrained", -0.5)):
+        for variant, others in (("magnitude-shape-90", [60, 62, 64, 66, 68]), ("gibbs-recommended-90", [60 + ahead, 62 + ahead]), ("tfmot-90", [60])):
+            for seed, result in fake(others).items():
+                results.append(tmp_path / f"{name}.jsonl", {"suite": name, "variant": variant, "seed": seed} | result)
+    rows = regimes.table(regimes.found(tmp_path))
+    assert [row["the noise adds"] for row in rows] == ["+1.5 (2)", "-0.5 (2)"] and [row["ahead of TF-MOT"] for row in rows] == ["+1.5 (1)", "-0.5 (1)"]
+    page = tmp_path / "page.md"
+    page.write_text("<!-- report regimes --><!-- end -->")
+    monkeypatch.setattr(sys, "argv", ["report.py", "regimes", "--markdown", "--results", str(tmp_path), "--update", str(page)])
+    report.main()
+    assert tables.markdown(rows) in capsys.readouterr().out and tables.markdown(rows) in page.read_text()
+    pytest.importorskip("matplotlib")
+    assert (tmp_path / "regimes.png").stat().st_size > 5_000
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Tables and plots of the runs that `compare.py` has finished, at any time.
 
     python benchmarks/accuracy/report.py resnet8                  # the tables, and plots in benchmarks/results/resnet8-*.png
+    python benchmarks/accuracy/report.py regimes                  # one table and one plot over the regimes of `compare.py --budget long`
     python benchmarks/accuracy/report.py --update README.md       # write the tables in a Markdown file anew (see `update`); no plots
 
 A difference, to TF-MOT or to the dense network, is taken seed by seed. With five seeds or more it has a 95 % interval (Student's t); with fewer it is shown
@@ -14,13 +15,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.accuracy import levels, plots
+from benchmarks.accuracy import levels, plots, regimes
 from benchmarks.accuracy.suites import SUITES
 from benchmarks.accuracy.tables import describe, finished, markdown, show, spread
 from benchmarks.common.results import RESULTS, write_text
 
 OPENING = "<!-- report "
 MARKS = re.compile(r"(<!-- report (\S+)((?: [a-z]+)*) -->)(?:(?!<!-- report ).)*?(<!-- end -->)", re.DOTALL)
+NO_PLOT = "No plot: matplotlib is not installed (pip install '.[plot]')."
 LEGEND = "Accuracies are means ± standard deviation (seeds); differences are paired by seed, from five seeds on ± the half-width of their 95 % interval."
 
 
@@ -78,6 +80,20 @@ def in_markdown(suite, results, names=()):
     return "\n\n".join([title, *(markdown(tables[name]) for name in names or tables), *listed])
 
 
+def over_regimes(folder):
+    """The results of the regimes; there must be some."""
+    return regimes.found(folder) or _nothing(folder, "regimes", "--budget long")
+
+
+def _nothing(folder, name, words):
+    raise SystemExit(f"There are no finished runs of {name} in {folder}. `python benchmarks/accuracy/compare.py {words}` makes them.")
+
+
+def written(name, tables_wanted, folder):
+    """What `update` writes between the marks of a suite, or of `regimes`."""
+    return markdown(regimes.table(over_regimes(folder))) if name == "regimes" else in_markdown(*known(name, folder), tables_wanted)
+
+
 def update(path, folder):
     """Write the tables of a Markdown file anew, each between a mark that names a suite and perhaps some of its tables, and its `<!-- end -->`."""
     text = path.read_text()
@@ -87,7 +103,7 @@ def update(path, folder):
             "A table is written between `<!-- report resnet8 -->`, or `<!-- report resnet8 accuracy difference -->`, and `<!-- end -->`. "
             f"Received: {path}, with {whole} such pairs and {text.count(OPENING)} beginnings of one. Nothing was written."
         )
-    write_text(path, MARKS.sub(lambda found: f"{found[1]}\n\n{in_markdown(*known(found[2], folder), found[3].split())}\n\n{found[4]}", text))
+    write_text(path, MARKS.sub(lambda found: f"{found[1]}\n\n{written(found[2], found[3].split(), folder)}\n\n{found[4]}", text))
     print(f"Updated: {path}")
 
 
@@ -104,7 +120,16 @@ def draw(name, suite, results, folder):
             plot(results, suite, heading, image)
             print(f"Plot: {image}")
     except ImportError:
-        print("No plot: matplotlib is not installed (pip install '.[plot]').")
+        print(NO_PLOT)
+
+
+def draw_regimes(results, folder):
+    """The plot over the regimes."""
+    try:
+        regimes.plot(results, folder / "regimes.png")
+        print(f"Plot: {folder / 'regimes.png'}")
+    except ImportError:
+        print(NO_PLOT)
 
 
 def _heading(results):
@@ -117,14 +142,14 @@ def known(name, folder):
     results = finished(folder / f"{name}.jsonl")
     suite = SUITES.get(name) or next((suite for one, suite in SUITES.items() if name.startswith(f"{one}-")), None)
     if suite is None or not results:
-        raise SystemExit(f"There are no finished runs in {folder / name}.jsonl. `python benchmarks/accuracy/compare.py {name}` makes them.")
+        _nothing(folder, name, name)
     return suite, results
 
 
 def main():
     parser = argparse.ArgumentParser(description="Tables and plots of finished runs.")
     parser.add_argument(
-        "suites", nargs="*", metavar="suite", help=f"whose results: {', '.join(SUITES)}, or one of these with what compare.py put behind it"
+        "suites", nargs="*", metavar="suite", help=f"whose results: {', '.join(SUITES)}, one of these with what compare.py put behind it, or regimes"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the files of results (%(default)s)")
     parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
@@ -133,6 +158,11 @@ def main():
     if not arguments.suites and not arguments.update:
         parser.error("name a suite, or a file to update")
     for name in arguments.suites:
+        if name == "regimes":
+            results = over_regimes(arguments.results)
+            print(markdown(regimes.table(results))) if arguments.markdown else show(regimes.table(results), "Does the noise pay?")
+            draw_regimes(results, arguments.results)
+            continue
         suite, results = known(name, arguments.results)
         if arguments.markdown:
             print(in_markdown(suite, results))

@@ -48,7 +48,7 @@ def plot(results, path):
             if not values:
                 continue
             place = -len(labels)
-            labels.append(f"{REGIMES[name]}, less {label}")
+            labels.append(f"{REGIMES[name]}, against {label}")
             interval = half_width(values) if len(values) >= FEW else None
             centre = statistics.fmean(values)
             axes.errorbar(centre, place, xerr=interval, fmt="D", color=colour, capsize=4)

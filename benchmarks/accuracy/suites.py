@@ -177,7 +177,7 @@ METHODS = {
     "tfmot-delayed": lambda sparsity: TFMOT(sparsity, begin=0.15, frequency=10),
 }
 NOTES = {  # what a reader of the tables has to know of a method
-    "tfmot": "TF-MOT itself, `prune_low_magnitude` on tf_keras, at its best: masks found anew every 10 steps to one half of training",
+    "tfmot": "TF-MOT itself, `prune_low_magnitude` on tf_keras, masks found anew every 10 steps to one half of training: its best on six epochs",
     "gibbs-recommended": "`Gibbs.recommended`: little noise, shares by shape, a mask held from the middle of training on",
     "gibbs-curvature": "the recipe by curvature, with more noise",
     "gibbs": "the authors' law and schedule",

@@ -32,7 +32,7 @@ from benchmarks.common.results import RESULTS, append
 from benchmarks.cost.timing import BATCH, SEED, SPARSITY, Row, interleave, random_batches, rows_against, show, stopwatch, train_step
 
 
-def at(model, progress, timer):
+def at_progress(model, progress, timer):
     """`timer` on a pruned model whose schedules stand at `progress`."""
     import keras_gibbs as kg
     from keras_gibbs.model import distribute
@@ -92,7 +92,7 @@ def training(case, build, where, variants, steps, rounds):
         timer = stopwatch(train_step(model, batches), steps)
         for state, progress in states(method).items():
             label = f"{name}{state}"
-            timers[label], bounds[label] = at(model, progress, timer), bound
+            timers[label], bounds[label] = at_progress(model, progress, timer), bound
     return rows_against(interleave(timers, rounds), "dense", case, bounds)
 
 
@@ -133,7 +133,7 @@ def case_search(rounds):
     }
     for name, (method, progress, _) in variants.items():
         model = kg.prune(networks.resnet(20), method, where=networks.prunable, seed=SEED)
-        timers[name] = at(model, progress, stopwatch(train_step(model, batches), 1))
+        timers[name] = at_progress(model, progress, stopwatch(train_step(model, batches), 1))
     return rows_against(interleave(timers, rounds), "dense", "ResNet-20 step", {name: bound for name, (*_, bound) in variants.items()})
 
 

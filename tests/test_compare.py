@@ -14,7 +14,7 @@ import keras_gibbs as kg
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.accuracy import budgets, compare, experiment, levels, plots, regimes, report, suites, tables, train_tfmot, training
+from benchmarks.accuracy import budgets, compare, experiment, levels, plots, regimes, report, runs, suites, tables, train_tfmot, training
 from benchmarks.common import data, networks, results
 
 without_xla = pytest.fixture(scope="module", autouse=True)(xla(False))
@@ -40,7 +40,7 @@ def images():
 def perform(suite, out, *only):
     """Make the runs of a suite with seed 0."""
     variants = [variant for variant in suite.variants if not only or variant.name in only]
-    return compare.perform([budgets.Run("tiny", suite, variant, 0) for variant in variants], out, lambda suite: images())
+    return compare.perform([runs.Run("tiny", suite, variant, 0) for variant in variants], out, lambda suite: images())
 
 
 @pytest.mark.skipif(JAX, reason="the runner has nothing of its own on a backend")
@@ -174,7 +174,7 @@ def test_a_budget_names_runs_that_there_are_and_none_twice(name):
 def test_tfmot_is_left_out_with_a_statement_where_it_cannot_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "obstacle", lambda: "TF-MOT is TensorFlow's")
     suite = suites.SUITES["resnet8"]
-    assert compare.perform([budgets.Run("resnet8", suite, suite.variant("tfmot-98"), 0)], tmp_path, None) == 0
+    assert compare.perform([runs.Run("resnet8", suite, suite.variant("tfmot-98"), 0)], tmp_path, None) == 0
     assert "Left out: resnet8, tfmot-98, seed 0: TF-MOT is TensorFlow's." in capsys.readouterr().out
 
 
@@ -332,7 +332,7 @@ def test_a_line_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path):
 
 @pytest.mark.skipif(JAX, reason="the runner has nothing of its own on a backend")
 def test_a_run_that_another_process_is_at_is_left_to_it(suite, tmp_path, capsys):
-    run = budgets.Run("tiny", suite, suite.variant("dense"), 0)
+    run = runs.Run("tiny", suite, suite.variant("dense"), 0)
     with compare.taken(run, tmp_path) as mine:
         assert mine and perform(suite, tmp_path, "dense") == 0
     assert "Left to another process: tiny, dense, seed 0." in capsys.readouterr().out
@@ -344,11 +344,11 @@ def test_all_variants_of_a_seed_start_from_one_trained_network(suite, tmp_path, 
     variants = (suites.Variant("dense", None, 0.0), suites.Variant("magnitude", kg.Magnitude(0.0), 0.0))
     never = dataclasses.replace(suite, start="tiny", epochs=1, variants=variants)
     monkeypatch.setitem(suites.SUITES, "later", never)
-    runs = [budgets.Run("later", never, variant, 0) for variant in never.variants]
-    assert compare.perform(runs, tmp_path, lambda suite: images()) == 0
+    later = [runs.Run("later", never, variant, 0) for variant in never.variants]
+    assert compare.perform(later, tmp_path, lambda suite: images()) == 0
     assert "it starts from the trained network of `compare.py tiny --only dense --seeds 0`" in capsys.readouterr().out
     assert perform(suite, tmp_path, "dense") == 1
-    assert compare.perform(runs, tmp_path, lambda suite: images()) == 2
+    assert compare.perform(later, tmp_path, lambda suite: images()) == 2
     trained = tables.finished(tmp_path / "tiny.jsonl")["dense"][0]
     for variant in tables.finished(tmp_path / "later.jsonl").values():  # at a learning rate of 0 nothing moves
         assert variant[0]["final"]["test"] == trained["final"]["test"] and variant[0]["configuration"]["start"] == "tiny"

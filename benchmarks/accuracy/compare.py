@@ -31,8 +31,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.accuracy.budgets import BUDGETS, Run
+from benchmarks.accuracy.budgets import BUDGETS
 from benchmarks.accuracy.experiment import train
+from benchmarks.accuracy.runs import Run
 from benchmarks.accuracy.suites import SUITES
 from benchmarks.accuracy.tables import finished, markdown
 from benchmarks.accuracy.train_tfmot import TFMOT, named_weights, obstacle

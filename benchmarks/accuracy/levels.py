@@ -2,7 +2,7 @@
 
 import statistics
 
-from benchmarks.accuracy.suites import NOTES
+from benchmarks.accuracy.methods import NOTES
 from benchmarks.accuracy.tables import FEW, half_width
 
 WITHOUT_NOISE = "magnitude-shape"  # `Gibbs.recommended` but for its noise

@@ -13,13 +13,11 @@ from cases import JAX
 
 import keras_gibbs as kg
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import arm64  # noqa: E402
-import arm64_latency  # noqa: E402
-import data  # noqa: E402
-import networks  # noqa: E402
-import step_cost  # noqa: E402
+from benchmarks.common import data, machine, networks, results
+from benchmarks.cost import step_cost, timing
+from benchmarks.device import arm64, arm64_latency
 
 pytestmark = pytest.mark.skipif(JAX, reason="nothing here depends on the backend, or TensorFlow is what it measures")
 
@@ -150,15 +148,15 @@ def test_holdout_parts_the_images():
 def test_every_round_times_every_model_in_another_order():
     order = []
     timers = {name: lambda name=name: order.append(name) or 1.0 for name in "abc"}
-    times = step_cost.interleave(timers, rounds=3)
+    times = timing.interleave(timers, rounds=3)
     assert "".join(order[6:]) == "abcbcacab"
     assert times == {name: [1.0] * 3 for name in "abc"}
 
 
 def test_a_row_takes_the_median_of_the_ratios_of_its_rounds():
-    row = step_cost.Row("case", "variant", "dense", [(1.0, 2.0), (2.0, 2.2), (10.0, 11.0)], bound=1.2)
+    row = timing.Row("case", "variant", "dense", [(1.0, 2.0), (2.0, 2.2), (10.0, 11.0)], bound=1.2)
     assert row.ratio == pytest.approx(1.1) and row.reference_ms == 2.0 and row.met
-    assert step_cost.Row("case", "variant", "dense", [(1.0, 2.0)], bound=3.0, at_most=False).met is False
+    assert timing.Row("case", "variant", "dense", [(1.0, 2.0)], bound=3.0, at_most=False).met is False
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the benchmark times TensorFlow")
@@ -168,9 +166,9 @@ def test_training_steps_of_a_tiny_model_are_timed_hot_and_cold(tmp_path):
     assert [row.variant for row in rows] == ["dense again", "Gibbs, hot", "Gibbs, cold", "Fixed"]
     assert all(len(row.rounds) == 2 and row.ratio > 0 for row in rows)
     assert [row.met for row in rows] == [None, True, True, None]
-    step_cost.write(tmp_path / "out.json", {"environment": step_cost.environment(), "rows": [row.as_dict() for row in rows]})
-    assert json.loads((tmp_path / "out.json").read_text())["rows"][1]["bound"] == 1e9
-    step_cost.show(rows, "tiny")
+    results.append(tmp_path / "out.jsonl", {"environment": machine.environment(), "rows": [row.as_dict() for row in rows]})
+    assert results.read(tmp_path / "out.jsonl")[0]["rows"][1]["bound"] == 1e9
+    timing.show(rows, "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +191,8 @@ def test_files_are_run_on_two_machines_and_reported(tflite, tmp_path, monkeypatc
     versions = {"emulator": "none", "cpu": "this one", "ai-edge-litert": "0"}
     monkeypatch.setattr(arm64, "machine", lambda root, sources: arm64.Machine(here.command, here.environment, versions))
     monkeypatch.chdir(tmp_path)
-    arm64_latency.main(["sparse.tflite", "dense.tflite", "--dense", "dense.tflite", "--runs", "3", "--rounds", "2", "--out", "out/result.json"])
-    text = (tmp_path / "out/result.json").read_text()
+    arm64_latency.main(["sparse.tflite", "dense.tflite", "--dense", "dense.tflite", "--runs", "3", "--rounds", "2", "--out", "out/result.jsonl"])
+    text = (tmp_path / "out/result.jsonl").read_text()
     own, reference = json.loads(text)["rows"]
     assert [own["name"], own["dense"], reference["ratio"]] == ["sparse.tflite", "dense.tflite", 1.0]
     assert own["differences"] == [0.0, 0.0] and own["equal"] and own["largest_output"] > 0.01
@@ -208,10 +206,10 @@ def test_a_file_that_fails_is_reported_with_the_message_and_is_an_error(tflite, 
     broken = arm64.Machine((sys.executable, "-c", program), {}, {"emulator": "none", "cpu": "broken", "ai-edge-litert": "0"})
     monkeypatch.setattr(arm64, "machine", lambda root, sources: broken)
     with pytest.raises(SystemExit) as end:
-        arm64_latency.main([str(tflite), "--runs", "1", "--out", str(tmp_path / "out.json")])
+        arm64_latency.main([str(tflite), "--runs", "1", "--out", str(tmp_path / "out.jsonl")])
     shown = capsys.readouterr().out
     assert end.value.code == 1 and "FAILS" in shown and "fails on ARM64: no such kernel" in shown
-    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    (row,) = json.loads((tmp_path / "out.jsonl").read_text())["rows"]
     assert row["failure"] == "no such kernel" and row["ratio"] is None and row["host_ms"] > 0
 
 

@@ -1,7 +1,7 @@
 """The runner of the comparisons and its report, on a few images of noise."""
 
 import dataclasses
-import json
+import multiprocessing
 import re
 import sys
 from pathlib import Path
@@ -12,21 +12,10 @@ from cases import JAX, xla
 
 import keras_gibbs as kg
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import budgets  # noqa: E402
-import compare  # noqa: E402
-import data  # noqa: E402
-import experiment  # noqa: E402
-import levels  # noqa: E402
-import networks  # noqa: E402
-import plots  # noqa: E402
-import recipe  # noqa: E402
-import report  # noqa: E402
-import step_cost  # noqa: E402
-import suites  # noqa: E402
-import tables  # noqa: E402
-import train_tfmot  # noqa: E402
+from benchmarks.accuracy import budgets, compare, experiment, levels, plots, regimes, report, runs, suites, tables, train_tfmot, training
+from benchmarks.common import data, networks, results
 
 without_xla = pytest.fixture(scope="module", autouse=True)(xla(False))
 
@@ -51,7 +40,7 @@ def images():
 def perform(suite, out, *only):
     """Make the runs of a suite with seed 0."""
     variants = [variant for variant in suite.variants if not only or variant.name in only]
-    return compare.perform([budgets.Run("tiny", suite, variant, 0) for variant in variants], out, lambda suite: images())
+    return compare.perform([runs.Run("tiny", suite, variant, 0) for variant in variants], out, lambda suite: images())
 
 
 @pytest.mark.skipif(JAX, reason="the runner has nothing of its own on a backend")
@@ -60,22 +49,22 @@ def test_a_suite_is_run_once_and_reported_at_any_time(suite, tmp_path, capsys):
     assert "it follows ['edropout']" in capsys.readouterr().out
     assert perform(suite, tmp_path) == 4
     assert perform(suite, tmp_path) == 0
-    results = tables.finished(tmp_path / "tiny")
-    assert set(results) == {"dense", "edropout", "magnitude", "random"}
-    final = {name: runs[0]["final"] for name, runs in results.items()}
+    found = tables.finished(tmp_path / "tiny.jsonl")
+    assert set(found) == {"dense", "edropout", "magnitude", "random"}
+    final = {name: runs[0]["final"] for name, runs in found.items()}
     assert final["dense"]["sparsity"] == 0 and final["dense"]["test_unmasked"] is None
     for name in ("magnitude", "random"):
         assert abs(final[name]["sparsity"] - final["edropout"]["sparsity"]) < 0.06
-    run = results["edropout"][0]
+    run = found["edropout"][0]
     assert run["configuration"]["method"] == "EDropout()" and len(run["history"]["best_energy"]) == 2
-    assert not list(tmp_path.rglob("*.resume"))
-    table = report.rows(suite, results)
+    assert not any((tmp_path / "unfinished").iterdir())
+    table = report.rows(suite, found)
     assert [row["variant"] for row in table] == ["dense", "edropout", "magnitude", "random"]
     assert table[1]["epochs to 0 %"] == "1" and "top-1 to dense, points" in table[1] and "top-1 to dense, points" not in table[0]
     assert tables.markdown(table).count("\n") == 5
-    tables.show(table, tables.describe(results))
+    tables.show(table, tables.describe(found))
     pytest.importorskip("matplotlib")
-    plots.curves(results, suite, "tiny", tmp_path / "tiny.png")
+    plots.curves(found, suite, "tiny", tmp_path / "tiny.png")
     assert (tmp_path / "tiny.png").stat().st_size > 10_000
 
 
@@ -89,7 +78,7 @@ def test_tfmot_trains_on_the_same_terms():
     suite = suites.Suite(network, "cifar10", 2, (), batch=16, augmented=True, where=networks.prunable)
 
     def run(method):
-        return experiment.train(suite, suites.Variant("one", method, 2e-3), 0, {}, images())
+        return experiment.train(suite, suites.Variant("one", method, 2e-3), 0, {}, images())[0]
 
     dense, same = run(None), run(train_tfmot.TFMOT(0.0, frequency=1))
     for name, tolerance in (("loss", 1e-3), ("val_loss", 0.1)):  # Keras 2 takes the variance of a batch for one of the data that it is drawn from
@@ -120,7 +109,7 @@ def smoke(tmp_path_factory):
 
 @pytest.mark.skipif(JAX, reason="TensorFlow writes the files, and TF-MOT needs it")
 def test_the_smoke_budget_trains_strips_exports_and_reports(smoke, monkeypatch, capsys):
-    results = tables.finished(smoke / "resnet8-smoke")
+    results = tables.finished(smoke / "resnet8-smoke.jsonl")
     families = {"gibbs"} | ({"tfmot"} if train_tfmot.obstacle() is None else set())
     assert set(results) == {f"{family}-90" for family in families}
     for family in families:
@@ -170,23 +159,29 @@ def check_update(smoke, monkeypatch):
 @pytest.mark.parametrize("name", budgets.BUDGETS)
 def test_a_budget_names_runs_that_there_are_and_none_twice(name):
     runs = list(budgets.BUDGETS[name].runs())
-    files = [run.file("results") for run in runs]
-    assert len(set(files)) == len(files) > 1
+    places = [run.unfinished("results") for run in runs]
+    assert len(set(places)) == len(places) > 1
     if name == "full":
-        assert {run.suite.epochs for run in runs} == {200} and runs[0].variant.name == "gibbs-recommended-90" and runs[0].folder == "resnet56-full"
+        assert {run.suite.epochs for run in runs} == {200} and runs[0].variant.name == "gibbs-recommended-90" and runs[0].name == "resnet56-full"
+    if name == "long":
+        assert {run.variant.level for run in runs[:40]} == {90, None} and all(run.suite.minutes < 20 for run in runs)
+        starts = {run.start("results") for run in runs if run.suite.start}
+        assert starts and starts <= {run.weights("results") for run in runs}
+        plan = budgets.BUDGETS[name].plan()
+        assert sum(int(row["runs"]) for row in plan[:-1]) == len(runs) and float(plan[-1]["minutes"]) <= 12 * 60
 
 
 def test_tfmot_is_left_out_with_a_statement_where_it_cannot_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "obstacle", lambda: "TF-MOT is TensorFlow's")
     suite = suites.SUITES["resnet8"]
-    assert compare.perform([budgets.Run("resnet8", suite, suite.variant("tfmot-98"), 0)], tmp_path, None) == 0
+    assert compare.perform([runs.Run("resnet8", suite, suite.variant("tfmot-98"), 0)], tmp_path, None) == 0
     assert "Left out: resnet8, tfmot-98, seed 0: TF-MOT is TensorFlow's." in capsys.readouterr().out
 
 
 @pytest.mark.skipif(JAX, reason="test_resume.py has what depends on the backend")
 def test_a_run_that_is_cut_off_goes_on_with_its_whole_history(suite, tmp_path, monkeypatch):
     longer, variant = dataclasses.replace(suite, epochs=3), suites.Variant("gibbs", kg.Gibbs(0.5), 1e-2)
-    begin, stop = recipe.Record.begin, [None]
+    begin, stop = training.Record.begin, [None]
 
     def cut(record, epoch, logs=None):
         if epoch == stop[0]:
@@ -194,9 +189,9 @@ def test_a_run_that_is_cut_off_goes_on_with_its_whole_history(suite, tmp_path, m
         begin(record, epoch)
 
     def train(name):
-        return experiment.train(longer, variant, 0, {}, images(), tmp_path / name)
+        return experiment.train(longer, variant, 0, {}, images(), tmp_path / name)[0]
 
-    monkeypatch.setattr(recipe.Record, "begin", cut)
+    monkeypatch.setattr(training.Record, "begin", cut)
     whole = train("whole")
     stop[0] = 2
     with pytest.raises(KeyboardInterrupt):
@@ -217,9 +212,29 @@ def test_differences_are_paired_and_a_verdict_needs_five_seeds():
     table = levels.against_rival(suites.SUITES["resnet8"], results)
     assert [row["less TF-MOT, points"] for row in table] == ["gibbs", "magnitude", "edropout"]
     assert [row["90 %"] for row in table] == ["+1.5 ± 0.6 (5), ahead", "-1.0 (2)", "-10.0 (1) at 70.0 %"]
+    noisy = {"magnitude-shape-90": results["tfmot-90"], "gibbs-recommended-90": results["gibbs-90"], "gibbs-90": results["gibbs-90"]}
+    assert levels.noise(suites.SUITES["resnet8"], noisy) == [{"less no noise, points": "gibbs-recommended", "90 %": "+1.5 ± 0.6 (5), ahead"}]
+    other = dataclasses.replace(suites.SUITES["resnet8"], rival="magnitude")
+    assert [row["90 %"] for row in levels.against_rival(other, results)] == ["+1.0 (2)", "+2.5 (2)", "-9.0 (1) at 70.0 %"]
     assert levels.verdict([1.0, -1.0, 1.0, -1.0, 0.5]).endswith("undecided") and levels.verdict([-1.0, -1.1, -1.2, -1.0, -0.9]).endswith("behind")
     rows = levels.accuracies(suites.SUITES["resnet8"], results)
     assert rows[0] == {"test accuracy, %": "tfmot", "90 %": "64.0 ± 3.2 (5)"} and rows[-1]["90 %"] == "50.0 (1) at 70.0 %"
+
+
+def test_regimes_stand_in_one_table_and_one_plot(tmp_path, monkeypatch, capsys):
+    for name, ahead in (("few-images", 1.5), ("pretrained", -0.5)):
+        for variant, others in (("magnitude-shape-90", [60, 62, 64, 66, 68]), ("gibbs-recommended-90", [60 + ahead, 62 + ahead]), ("tfmot-90", [60])):
+            for seed, result in fake(others).items():
+                results.append(tmp_path / f"{name}.jsonl", {"suite": name, "variant": variant, "seed": seed} | result)
+    rows = regimes.table(regimes.found(tmp_path))
+    assert [row["the noise adds"] for row in rows] == ["+1.5 (2)", "-0.5 (2)"] and [row["ahead of TF-MOT"] for row in rows] == ["+1.5 (1)", "-0.5 (1)"]
+    page = tmp_path / "page.md"
+    page.write_text("<!-- report regimes --><!-- end -->")
+    monkeypatch.setattr(sys, "argv", ["report.py", "regimes", "--markdown", "--results", str(tmp_path), "--update", str(page)])
+    report.main()
+    assert tables.markdown(rows) in capsys.readouterr().out and tables.markdown(rows) in page.read_text()
+    pytest.importorskip("matplotlib")
+    assert (tmp_path / "regimes.png").stat().st_size > 5_000
 
 
 @pytest.mark.parametrize(
@@ -289,6 +304,77 @@ def test_a_tie_goes_to_the_first_class_and_scores_that_are_no_numbers_are_not_ri
     assert experiment.accuracy(Scores(np.full((2, 7), np.nan)), None, labels) == {"top1": 0.0, "top5": 0.0}
 
 
-def test_results_are_readable_json(tmp_path):
-    step_cost.write(tmp_path / "a" / "b.json", {"one": 1})
-    assert json.loads((tmp_path / "a" / "b.json").read_text()) == {"one": 1}
+def write_lines(file, process):
+    for number in range(20):
+        results.append(file, {"process": process, "number": number, "text": "x" * 5000})
+
+
+def test_processes_side_by_side_write_whole_lines_to_one_file(tmp_path):
+    file, context = tmp_path / "new" / "suite.jsonl", multiprocessing.get_context("fork")
+    processes = [context.Process(target=write_lines, args=(file, process)) for process in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    found = [(line["process"], line["number"]) for line in results.read(file)]
+    assert sorted(found) == [(process, number) for process in range(3) for number in range(20)]
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_line_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path):
+    file = tmp_path / "suite.jsonl"
+    results.append(file, {"one": 1})
+    with pytest.raises(TypeError):
+        results.append(file, {"two": object()})
+    assert results.read(file) == [{"one": 1}] and results.read(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.skipif(JAX, reason="the runner has nothing of its own on a backend")
+def test_a_run_that_another_process_is_at_is_left_to_it(suite, tmp_path, capsys):
+    run = runs.Run("tiny", suite, suite.variant("dense"), 0)
+    with compare.taken(run, tmp_path) as mine:
+        assert mine and perform(suite, tmp_path, "dense") == 0
+    assert "Left to another process: tiny, dense, seed 0." in capsys.readouterr().out
+    assert perform(suite, tmp_path, "dense") == 1
+
+
+@pytest.mark.skipif(JAX, reason="the runner has nothing of its own on a backend")
+def test_all_variants_of_a_seed_start_from_one_trained_network(suite, tmp_path, monkeypatch, capsys):
+    variants = (suites.Variant("dense", None, 0.0), suites.Variant("magnitude", kg.Magnitude(0.0), 0.0))
+    never = dataclasses.replace(suite, start="tiny", epochs=1, variants=variants)
+    monkeypatch.setitem(suites.SUITES, "later", never)
+    later = [runs.Run("later", never, variant, 0) for variant in never.variants]
+    assert compare.perform(later, tmp_path, lambda suite: images()) == 0
+    assert "it starts from the trained network of `compare.py tiny --only dense --seeds 0`" in capsys.readouterr().out
+    assert perform(suite, tmp_path, "dense") == 1
+    assert compare.perform(later, tmp_path, lambda suite: images()) == 2
+    trained = tables.finished(tmp_path / "tiny.jsonl")["dense"][0]
+    for variant in tables.finished(tmp_path / "later.jsonl").values():  # at a learning rate of 0 nothing moves
+        assert variant[0]["final"]["test"] == trained["final"]["test"] and variant[0]["configuration"]["start"] == "tiny"
+    (tmp_path / "weights" / "tiny-seed0.npz").unlink()
+    assert perform(suite, tmp_path, "dense") == 1  # the weights are made again
+
+
+def test_training_images_are_limited_and_the_others_are_not(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, number in (("train", 30), ("test", 10)):
+        data.write_parts(tmp_path, "cifar10", split, rng.integers(0, 256, (number, 32, 32, 3), dtype="uint8"), np.arange(number) % 10)
+    few = dataclasses.replace(suites.SUITES["few-images"], validation=8, images=5)
+    training_images, validation, test = compare.load_images(few, tmp_path)
+    assert [len(part[0]) for part in (training_images, validation, test)] == [5, 8, 10]
+    assert training_images[0].shape[1:] == (16, 16, 3) and test[0].dtype == "uint8"
+
+
+def test_halved_images_are_means_of_four_pixels():
+    pixels = np.array([[0, 1, 255, 255], [1, 0, 255, 254]], "uint8")[None, :, :, None]
+    assert data.halved(pixels).tolist() == [[[[1], [255]]]]  # 0.5 is rounded up
+
+
+def test_every_line_of_results_names_its_suite_and_its_versions():
+    for file in results.RESULTS.glob("*.jsonl"):
+        lines = results.read(file)
+        assert lines
+        if "variant" in lines[0]:
+            assert {line["suite"] for line in lines} == {file.stem} and all(line["seed"] >= 0 for line in lines)
+            assert all(line["environment"]["versions"]["keras"] for line in lines)

@@ -67,7 +67,7 @@ def main():
 
     import pytest
 
-    options = ["-q", "-W", "ignore", "-c", os.devnull, "--rootdir", str(arguments.tree), "-p", "no:cacheprovider"]
+    options = ["-q", "-W", "ignore", "--rootdir", str(arguments.tree), "-p", "no:cacheprovider"]
     if not arguments.own:
         options += ["--deselect", f"{folder.relative_to(arguments.tree.resolve())}/prune_test.py::PruneTest::{LEFT_OUT}"]
     files = [str(folder / f"{name}.py") for name in FILES]

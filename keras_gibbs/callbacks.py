@@ -4,8 +4,11 @@ import warnings
 
 import keras
 
-from keras_gibbs.model import distribute, pruned_layers, sparsity
+from keras_gibbs.layers import pruned_layers
+from keras_gibbs.methods.traits import ChecksTraining, SearchesModel, scope_of
+from keras_gibbs.model import distribute, sparsity
 from keras_gibbs.search.population import Searching
+from keras_gibbs.wrapping import mean_figures
 
 FEW_UPDATES = 5  # a schedule moved fewer times than this between its begin and its end jumps rather than anneals
 SHARING = 1 / 256  # of training, after which the layers share out anew what is kept; they do at the beginning of every epoch, too
@@ -15,8 +18,8 @@ MANY_EPOCHS = 20  # from so many epochs on, "auto" moves schedules once an epoch
 class Annealing:
     """What moves the schedules of a pruned model, as a mixin for the callback of one Keras or another.
 
-    A callback names its `layers()`, which have `built`, `method`, `progress`, `anneal`, `settle` and `figures` as `Pruned` has them, and the `sparsity()` of
-    its model, and shares out what is kept in `distribute()`.
+    A callback names its `layers()`, which have `built`, `method`, `progress`, `anneal` and `masked_weights` as `Pruned` has them, and the `sparsity()` of its
+    model, and shares out what is kept in `distribute()`.
     """
 
     def __init__(self, update_freq="auto", epochs: int | None = None, restart: bool = False):
@@ -39,8 +42,8 @@ class Annealing:
         """Fraction of zeros in the model's kernels, as they are under the deterministic masks."""
         raise NotImplementedError
 
-    def distribute(self, model, layers=None) -> None:
-        """Share out what is kept among the layers of a method with another `scope` than `"layer"`: among `layers`, by default all of the model's."""
+    def distribute(self, model, layers=None, progress=None) -> None:
+        """Share out what is kept at `progress`, by default where the model stands, among `layers`, by default all of the model's."""
         raise NotImplementedError
 
     def on_train_begin(self, logs=None):
@@ -48,7 +51,8 @@ class Annealing:
         self._layers = layers
         self._check_search(layers)
         for method in {layer.method for layer in layers}:
-            method.check_training(self.model.optimizer, [layer for layer in layers if layer.method == method])
+            if isinstance(method, ChecksTraining):
+                method.check_training(self.model.optimizer, [layer for layer in layers if layer.method == method])
         params = getattr(self, "params", None) or {}  # Keras 2 has none before `fit`
         self._horizon = self.epochs or params.get("epochs")
         if self._horizon is None:
@@ -58,7 +62,7 @@ class Annealing:
         self._over, self._shared = None, None
 
     def _check_search(self, layers):
-        if not isinstance(self.model, Searching) and any(layer.method.searches_model for layer in layers):
+        if not isinstance(self.model, Searching) and any(isinstance(layer.method, SearchesModel) for layer in layers):
             raise ValueError(
                 "EDropout searches a whole model: `keras_gibbs.prune(model, keras_gibbs.EDropout())` returns one that does, for tf_keras that of "
                 f"`keras_gibbs.tfmot`. Received: model {self.model.name!r} of class {type(self.model).__name__!r}, whose layers were wrapped one by one, or "
@@ -138,28 +142,25 @@ class Annealing:
             return
         progress = min(1.0, progress)
         model = self.model  # on JAX this access is what hands the state of training to the layers, and takes it back
-        for layer in self._layers:
-            if layer.built:  # a subclassed model may build its layers in the first step; they start where schedules do
-                layer.anneal(progress)
+        layers = [layer for layer in self._layers if layer.built]  # a subclassed model may build its layers in the first step; they start where schedules do
         if self._is_time_to_share(progress):
             self._shared = progress
-            self.distribute(model, self._layers)
-            for layer in self._layers:
-                if layer.built:
-                    layer.settle(progress)
+            self.distribute(model, layers, progress)
+        for layer in layers:
+            layer.anneal(progress)
 
     def _is_time_to_share(self, progress):
-        """Whether it is time to share out anew what is kept, or for a method to hold its mask."""
+        """Whether it is time to share out anew what is kept: now and then, and when a method holds its mask."""
+        shared = {layer.method for layer in self._layers if scope_of(layer.method) != "layer"}
+        if not shared:
+            return False
         if self._shared is None or not 0 <= progress - self._shared < SHARING:
             return True
-        times = {layer.method.settle for layer in self._layers} - {None}
-        return any(self._shared < time <= progress for time in times)
+        return any(method.settle is not None and self._shared < method.settle <= progress for method in shared)
 
     def _figures(self):
-        figures = [layer.figures() for layer in self.layers() if layer.built]
-        names = dict.fromkeys(name for row in figures for name in row)
-        means = {name: _mean(row[name] for row in figures if name in row) for name in names}
-        return {"sparsity": self.sparsity(), **means, **self._figures_of_search()}
+        rows = [layer.figures() for layer in self.layers() if layer.built]
+        return {"sparsity": self.sparsity(), **mean_figures(rows), **self._figures_of_search()}
 
     def _figures_of_search(self):
         if not isinstance(self.model, Searching):
@@ -205,8 +206,8 @@ class GibbsPruningCallback(Annealing, keras.callbacks.Callback):
     def sparsity(self):
         return sparsity(self.model)
 
-    def distribute(self, model, layers=None):
-        distribute(model, layers)
+    def distribute(self, model, layers=None, progress=None):
+        distribute(model, layers, progress)
 
     def on_test_begin(self, logs=None):
         if self.model is not None:
@@ -218,7 +219,3 @@ class GibbsPruningCallback(Annealing, keras.callbacks.Callback):
             if layer.built:
                 layer.note_change()  # an optimizer that averages weights has written them after the last validation
 
-
-def _mean(values):
-    values = list(values)
-    return sum(values) / len(values)

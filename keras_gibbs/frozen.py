@@ -3,6 +3,7 @@
 import keras
 
 from keras_gibbs.configuration import register
+from keras_gibbs.structure.copying import Plain
 
 
 @register
@@ -20,6 +21,11 @@ class Frozen(keras.layers.Wrapper):
 
     >>> still = Frozen(keras.layers.BatchNormalization())
     """
+
+    wraps_for_pruning = True
+
+    def __new__(cls, layer=None, *args, **kwargs):
+        return layer if Plain.is_on else super().__new__(cls, layer, *args, **kwargs)
 
     def __init__(self, layer, **kwargs):
         super().__init__(layer, **({"name": layer.name, "trainable": layer.trainable} | kwargs | {"dtype": "float32"}), autocast=False)

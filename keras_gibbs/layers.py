@@ -1,72 +1,68 @@
-"""The wrapper that runs a layer with a masked kernel."""
+"""The wrapper that runs a layer with masked weights."""
 
 import contextlib
 import random
 
 import keras
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from keras_gibbs.configuration import register
-from keras_gibbs.masks import Masks, compiled_masks
 from keras_gibbs.methods.base import PruningMethod
-from keras_gibbs.numerics import ranking
+from keras_gibbs.methods.traits import LearnsMasks, trains_weights
+from keras_gibbs.numerics.noise import split
 from keras_gibbs.specs import add_variable
-from keras_gibbs.structure import graph
-from keras_gibbs.structure.layouts import DEPTHWISE, TRANSPOSED, layout_of
+from keras_gibbs.structure.copying import Plain
+from keras_gibbs.structure.graph import children, walk
+from keras_gibbs.structure.prunable import TABLE, prunable_weights, rows_of, why_not
 from keras_gibbs.typing import Tensor
-
-SUPPORTED = (
-    keras.layers.Dense,
-    keras.layers.EinsumDense,
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    *TRANSPOSED,
-    *DEPTHWISE,
-)
-NEVER = -1.0  # progress of a wrapper that no callback has moved
+from keras_gibbs.weights import MaskedWeight
+from keras_gibbs.wrapping import NEVER, Wrapping
 
 
-def call_with(layer, values, inputs, **kwargs):
+def call_with(layer, values, args, kwargs):
     """Call `layer` as if its variables had other values; nothing is written.
 
     Args:
         layer: A built layer.
         values: List of (variable, value).
-        inputs: The layer's inputs.
-        **kwargs: For its call.
+        args, kwargs: Of its call.
 
     Returns:
-        The outputs, and the scope that holds the losses the call added and the new values of the layer's other variables.
+        The outputs; the losses that the call added; and the list of (variable, value before, value after) of the variables it has assigned.
     """
     # Every variable is named: a nested scope does not fall through to the outer one.
-    mapping = [(own, own.value) for own in layer.variables] + values  # of two values for one variable the last counts
-    with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
-        outputs = layer(inputs, **kwargs)
-    return outputs, scope
+    given = {id(own): (own, own.value) for own in layer.variables} | {id(own): (own, value) for own, value in values}
+    with keras.StatelessScope(state_mapping=list(given.values()), collect_losses=True) as scope:
+        outputs = layer(*args, **kwargs)
+    after = [(own, value, scope.get_current_value(own)) for own, value in given.values()]
+    return outputs, scope.losses, [(own, before, now) for own, before, now in after if now is not before]
 
 
 @register
-class Pruned(keras.layers.Wrapper):
-    """Runs a layer with its kernel multiplied by a mask.
+class Pruned(Wrapping, keras.layers.Wrapper):
+    """Runs a layer with its weights multiplied by masks.
 
-    While training, a mask is sampled from the method at every call; at inference the method's deterministic mask is used. The layer's own kernel is
-    never overwritten: the mask is derived from it and a few scalars of state, all of them saved with the model, the state of the noise included.
+    While training, masks are sampled from the method at every call; at inference the method's deterministic masks are used. The layer's own weights are
+    never overwritten: a mask is derived from its weight and a little state, all of it saved with the model, the state of the noise included.
 
-    A layer of 10,000 weights or more remembers the threshold of its mask between inference steps, until a training step, a load or the callback says that
-    the weights have changed. After assigning a kernel by hand, or by another callback (averaged weights, say) in a `fit` without `GibbsPruningCallback`,
-    call `note_change()`; `mask()`, `strip_pruning` and every count always look afresh.
+    What the deterministic masks rest on is remembered between inference steps, until a training step, a load or the callback says that the weights have
+    changed. After assigning a weight by hand, or by another callback (averaged weights, say) in a `fit` without `GibbsPruningCallback`, call
+    `note_change()`; `mask()`, `strip_pruning` and every count always look afresh.
 
     Args:
-        layer: A layer with a `kernel`: Dense, EinsumDense, a convolution, transposed or depthwise convolution. A built layer keeps its weights.
+        layer: A layer with weights that can be pruned, its own or those of layers inside it: Dense, a convolution, an LSTM, attention, a block of your own.
+            A built layer keeps its weights.
         method: A pruning method, such as `kg.Gibbs(0.9)`.
         seed: Int, the seed of the layer's noise. By default one is drawn from Python's `random`, which `keras.utils.set_random_seed` fixes.
+        path: Where the layer stands in its model, such as `"encoder/block"`; its name by default. The paths of its weights begin with it.
+        only: Which weights are pruned, a list of paths from below the layer (`"kernel"`, `"ffn/dense/kernel"`); all by default.
+        sites: At how many places of a graph the layer is called in one step; all of them share one mask.
         **kwargs: `name` and `trainable`, the layer's own by default.
 
     Raises:
         TypeError: For something that is not a Keras 3 layer, or not a method.
-        ValueError: For a layer that is already wrapped, has no supported kernel, or does not fit the method's structure.
+        ValueError: For a layer that is already wrapped, has no weights that can be pruned, or does not fit the method.
 
     Example:
 
@@ -74,241 +70,168 @@ class Pruned(keras.layers.Wrapper):
     >>> x = kg.Pruned(keras.layers.Conv2D(32, 3), kg.Gibbs(0.9))(inputs)
     """
 
-    def __init__(self, layer, method, *, seed=None, **kwargs):
+    wraps_for_pruning = True
+
+    def __new__(cls, layer=None, *args, **kwargs):
+        return layer if Plain.is_on else super().__new__(cls, layer, *args, **kwargs)
+
+    def __init__(self, layer, method, *, seed=None, path=None, only=None, sites=1, **kwargs):
         check_layer(layer)
-        if not isinstance(method, PruningMethod):
-            raise TypeError(f"`method` must be a pruning method such as `keras_gibbs.Gibbs(sparsity=0.9)`. Received: method={method!r}.")
-        method.check(layer, layer.kernel.shape if layer.built else None)
+        check_method(method)
         check_finite(layer)
-        kwargs = {"name": layer.name, "trainable": layer.trainable or method.learns_masks} | kwargs
-        # The wrapper computes nothing itself: in float32 and without autocasting it reads the kernel as it is stored, also under mixed precision.
-        kwargs |= {"dtype": "float32"}
-        super().__init__(layer, autocast=False, **kwargs)
+        kwargs = {"name": layer.name, "trainable": layer.trainable or isinstance(method, LearnsMasks)} | kwargs
+        # The wrapper computes nothing itself: in float32 and without autocasting it reads weights as they are stored, also under mixed precision.
+        super().__init__(layer, autocast=False, **(kwargs | {"dtype": "float32"}))
         self.method = method
         self.seed = random.randrange(2**63) if seed is None else int(seed) % 2**64
+        self.path_in_model = path or layer.name
+        self.only = None if only is None else list(only)
+        self.sites = sites
         self.supports_masking = layer.supports_masking
-        self._state = {}
+        self.masked_weights = []
         self.masks_outputs = False  # True for as long as a search has several states share one forward pass
         if layer.built:
             self.build()
 
+    # Building.
+
+    def __call__(self, *args, **kwargs):
+        if not self.layer.built:
+            with _starts(self.layer, self.method):
+                build_by_call(self.layer, args, kwargs)
+        return super().__call__(*args, **kwargs)
+
     def build(self, input_shape=None):
-        built, replaced = self.layer.built, self.method.replaces_kernel(self.layer)
-        with _kernel_starts(self.layer, self.method.prepare) if replaced and not built else contextlib.nullcontext():
-            super().build(input_shape)
-        if self._state:
+        unbuilt = not self.layer.built
+        if unbuilt:
+            with _starts(self.layer, self.method):
+                build_by_shape(self.layer, input_shape)
+        if self.masked_weights:
             return
-        kernel = self.layer.kernel
-        self.method.check(self.layer, kernel.shape)
-        self._masks = Masks(self.method, tuple(kernel.shape), layout_of(self.layer, len(kernel.shape)))
-        for name, spec in self.method.state(self._masks.arranged_shape).items():
-            self._state[name] = self._add_state(name, spec.value, spec.dtype, spec.trainable, spec.overwritten)
-        self._progress = self._add_state("progress", NEVER)
-        self._key = self._add_state("key", [self.seed & 0xFFFFFFFF, self.seed >> 32], "uint32")  # saved, so that a resumed run needs no seed
-        self._draws = self._add_state("draws", 0, "uint32")  # how many masks were drawn
-        self._moved = self._add_state("moved", 1, "uint8")  # 1 once weights or counts have changed since `decide`
-        if replaced and built:
-            kernel.assign(self.method.prepare(kernel.value))
+        weights = self._chosen()
+        self.masked_weights = [
+            MaskedWeight(weight, self.method, split(self.seed, index) if index else self.seed, self._adder(weight, len(weights) > 1))
+            for index, weight in enumerate(weights)
+        ]
+        self._progress = add_variable(self, "progress", NEVER, **_STILL)
+        self._draws = add_variable(self, "draws", 0, "int32", **_STILL)  # how many masks were drawn
+        self._moved = add_variable(self, "moved", 1, "uint8", **_STILL)  # 1 once weights or counts have changed since `decide`
+        if not unbuilt:
+            self.prepare()
         self.freeze()
         self.built = True
 
+    def _chosen(self):
+        weights = prunable_weights(self.layer, self.path_in_model)
+        local = {weight.path[len(self.path_in_model) + 1 :]: weight for weight in weights}
+        if self.only is not None and (unknown := sorted(set(self.only) - set(local))):
+            raise ValueError(f"`only` names weights by their paths from below layer {self.layer.name!r}. Received: only={unknown}. There are {list(local)}.")
+        if not weights:
+            raise ValueError(f"Layer {self.layer.name!r} has no weights that can be pruned. Received: {self.layer!r}. {_supported()}")
+        return weights if self.only is None else [local[name] for name in local if name in self.only]
+
+    def _adder(self, weight, several):
+        prefix = f"{self._local(weight.path).replace('/', '_')}_" if several else ""
+
+        def add(name, value, dtype, trainable, overwritten):
+            options = {"trainable": True, "autocast": False, "aggregation": "mean"} if trainable or overwritten else _STILL
+            return add_variable(self, prefix + name, value, dtype, overwrite_with_gradient=overwritten, **options)
+
+        return add
+
+    def _local(self, path):
+        return path[len(self.path_in_model) + 1 :]
+
     def freeze(self) -> None:
         """Hold the layer's own weights still where the method learns masks only, or where the layer is frozen and its masks are not."""
-        if not self.method.trains_weights or (self.method.learns_masks and not self.layer.trainable):
+        if not trains_weights(self.method) or (isinstance(self.method, LearnsMasks) and not self.layer.trainable):
             for variable in self.layer.trainable_variables:
                 variable.trainable = False
 
-    def _add_state(self, name, value, dtype="float32", trainable=False, overwritten=False):
-        follows_batch = trainable or overwritten
-        return add_variable(
-            self,
-            name,
-            value,
-            dtype,
-            trainable=follows_batch,
-            autocast=False,
-            aggregation="mean" if follows_batch else "only_first_replica",  # replicas draw the same masks, so the rest of their state agrees
-            overwrite_with_gradient=overwritten,
-        )
+    # Masks.
 
-    def _call(self, function, *args):
-        """One of the pure functions of `Masks` on the layer's own kernel and state."""
-        return compiled_masks(self._masks, function)(self.layer.kernel.value, self.values(), *args)
-
-    def _noise(self):
-        return self._key.value, self._draws.value
-
-    def values(self) -> dict[str, Tensor]:
-        """The method's state, as tensors."""
-        return {name: variable.value for name, variable in self._state.items()}
-
-    def _assign(self, updates):
-        for name, value in updates.items():
-            self._state[name].assign(value)
+    def masks(self, training: bool = False) -> dict[str, Tensor]:
+        """The masks as they are now, by the path of their weight; otherwise as `mask`."""
+        self._require_built()
+        if not training:
+            return {masked.path: masked.mask() for masked in self.masked_weights}
+        draw = self._next_draw()
+        return {masked.path: masked.sample(draw) for masked in self.masked_weights}
 
     def mask(self, training: bool = False) -> Tensor:
-        """The mask as it is now.
+        """The mask of a layer with one pruned weight, as it is now.
 
         Args:
             training: False for the deterministic mask that inference and `strip_pruning` use; True for a fresh sample from the current state.
 
         Returns:
-            float32 tensor in the kernel's shape, 1 where a weight is kept and 0 where it is removed.
+            float32 tensor in the weight's shape, 1 where a weight is kept and 0 where it is removed.
 
         Raises:
-            ValueError: When the layer is not built yet.
+            ValueError: When the layer is not built yet, or has several pruned weights.
         """
         self._require_built()
-        if not training:
-            return self._call("mode")
-        mask = self._call("draw", *self._noise())
-        self._count_draw()
-        return mask
+        if len(self.masked_weights) > 1:
+            raise ValueError(f"Layer {self.name!r} has several pruned weights, {[masked.path for masked in self.masked_weights]}. Use `.masks()`, a dict.")
+        return next(iter(self.masks(training).values()))
 
-    def masked_kernel(self) -> Tensor:
-        """The kernel that inference runs with, its mask found anew; in the kernel's shape and dtype."""
-        self._require_built()
-        return self._call("infer", np.uint8(1))[0]
+    def _draw(self):
+        return self._draws.value // self.sites
 
-    def _count_draw(self):
-        self._draws.assign(self._draws.value + ops.ones((), "uint32"))
-
-    def _require_built(self):
-        if not self.built:
-            raise ValueError(f"Layer {self.name!r} has no mask before it is built. Call it, or its model, on an input first.")
+    def _next_draw(self):
+        draw = self._draw()
+        self._draws.assign(self._draws.value + 1)
+        return draw
 
     # Running the layer.
 
-    def call(self, inputs, training=None, **kwargs):
+    def call(self, *args, training=None, **kwargs):
         if training:
-            kernel, updates = self._call("train", *self._noise())
-            self._count_draw()
+            draw = self._next_draw()
+            masked = [(masked.variable, masked.train(draw)) for masked in self.masked_weights]
         else:
-            kernel, updates = self._call("infer", self._moved.value)
+            masked = [(masked.variable, masked.infer(self._moved.value)) for masked in self.masked_weights]
         self._moved.assign(ops.cast(bool(training), "uint8"))
-        self._assign(updates)
-        if training and (penalty := self.method.penalty(self.values())) is not None:
+        for penalty in self.penalties() if training else ():
             self.add_loss(penalty)
-        outputs, scope = self._run(kernel, inputs, **kwargs)
-        for loss in scope.losses:
+        outputs, losses, assigned = self._run(masked, args, kwargs)
+        for loss in losses:
             self.add_loss(loss * 1.0)  # a new tensor: the same one would be counted twice on JAX
-        for variable in self.layer.non_trainable_variables:
-            if variable is not self.layer.kernel:
-                variable.assign(scope.get_current_value(variable))
+        values = {id(variable): value for variable, value in masked}
+        for variable, _, now in assigned:
+            # A layer that assigns a weight of its own in its call saw the masked one: what is removed stays as it is.
+            variable.assign(ops.where(values[id(variable)] != 0, now, variable.value) if id(variable) in values else now)
         return outputs
 
-    def _run(self, kernel, inputs, **kwargs):
-        """The layer with a masked kernel, and the bias that goes with it."""
-        units = self.unit_mask()
-        if units is None:
-            return call_with(self.layer, [(self.layer.kernel, kernel)], inputs, **kwargs)
+    def _run(self, values, args, kwargs):
+        """The layer under masks, and the biases that go with removed units."""
         if self.masks_outputs:
-            outputs, scope = call_with(self.layer, [], inputs, **kwargs)
-            return outputs * ops.cast(units, outputs.dtype), scope
-        return call_with(self.layer, [(self.layer.kernel, kernel), *self._masked_bias(units)], inputs, **kwargs)
+            outputs, losses, assigned = call_with(self.layer, [], args, kwargs)
+            return outputs * ops.cast(self.masked_weights[0].unit_mask(), outputs.dtype), losses, assigned
+        biases = [(masked.bias, masked.bias.value * masked.bias_mask()) for masked in self.masked_weights if masked.bias is not None]
+        return call_with(self.layer, values + biases, args, kwargs)
 
-    def unit_mask(self) -> Tensor | None:
-        """Which output units are kept, float32 `(groups,)`, where the method removes whole units; else None."""
-        return self.method.unit_mask(self.values())
+    def compute_output_spec(self, *args, training=None, **kwargs):
+        return self.layer.compute_output_spec(*args, **kwargs)
 
-    def _masked_bias(self, units):
-        bias = self.layer.bias
-        return [] if bias is None else [(bias, bias.value * ops.cast(ops.reshape(units, bias.shape), bias.dtype))]
+    def compute_output_shape(self, *args, **kwargs):
+        return self.layer.compute_output_shape(*args, **kwargs)
 
-    def removed(self) -> list[tuple[keras.Variable, Tensor]]:
-        """The variables of a layer that loses whole units, each with a mask of its own shape: 0 where the unit is removed."""
-        mask, units, bias = self._call("mode"), self.unit_mask(), self.layer.bias
-        return [(self.layer.kernel, mask)] + ([] if bias is None else [(bias, ops.reshape(units, bias.shape))])
-
-    def compute_output_spec(self, inputs, training=None, **kwargs):
-        return self.layer.compute_output_spec(inputs, **kwargs)
-
-    def compute_output_shape(self, input_shape):
-        return self.layer.compute_output_shape(input_shape)
-
-    # What the callback and the reports use.
-
-    @property
-    def progress(self) -> float:
-        """How far the schedules have come, in [0, 1]; negative where no callback has moved them yet."""
-        return float(keras.ops.convert_to_numpy(self._progress.value)) if self.built else NEVER
-
-    @property
-    def groups(self) -> int:
-        """The number of groups of the kernel."""
-        return self._masks.arranged_shape[2]
-
-    @property
-    def kernel_shape(self) -> tuple[int, ...]:
-        """The shape of the layer's kernel."""
-        return tuple(self.layer.kernel.shape)
-
-    def anneal(self, progress: float) -> None:
-        """Move every scheduled quantity to its value at `progress` in [0, 1]."""
-        self._require_built()
-        self._assign(self.method.changes(progress, self.groups))
-        self._progress.assign(progress)
-        self.note_change()
-
-    @property
-    def settled(self) -> bool:
-        """Whether the mask is held as it is."""
-        return self.method.settle is not None and bool(self.state("settled"))
-
-    def settle(self, progress: float) -> None:
-        """Hold the deterministic mask of this moment from here on, if `progress` is that far."""
-        if self.method.is_held_at(progress) and not self.settled:
-            self._assign(self._call("hold"))
+    def compute_mask(self, inputs, previous_mask=None):
+        if isinstance(inputs, tuple) and len(inputs) == 1:  # the positional arguments of the call
+            inputs, previous_mask = inputs[0], previous_mask[0] if isinstance(previous_mask, tuple) else previous_mask
+        return self.layer.compute_mask(inputs, previous_mask)
 
     def note_change(self) -> None:
-        """Let the next inference step find its mask anew: the weights, or what is kept of them, have changed outside of a training step."""
+        """Let the next inference step find its masks anew: the weights, or what is kept of them, have changed outside of a training step."""
         self._moved.assign(1)
-
-    def state(self, name: str) -> float | int:
-        """The current value of a scalar of the method's state, such as `"beta"` or `"sparsity"`."""
-        return keras.ops.convert_to_numpy(self._state[name]).item()
-
-    def scores(self) -> np.ndarray:
-        """The scores by which a ranking method compares the groups, shape `(groups,)`."""
-        return keras.ops.convert_to_numpy(self._call("scores")).reshape(-1)
-
-    def set_kept(self, kept: int) -> None:
-        """Tell a ranking method how many groups this layer keeps."""
-        self._assign(self.method.shared(kept, self.groups))
-        self.note_change()
-
-    @property
-    def bits(self) -> keras.Variable:
-        """The bits of a method that is searched, uint8 `(groups,)`."""
-        return self._state["bits"]
-
-    def arranged_kernel(self) -> Tensor:
-        """The kernel as methods see it: `(channels, positions, groups)`."""
-        return self.method.structure.arrange(ops.stop_gradient(self.layer.kernel.value), self._masks.layout)
-
-    def set_bits(self, bits: Tensor) -> None:
-        """Tell a method that is searched which units this layer keeps: a bool tensor `(groups,)`."""
-        self.bits.assign(ops.cast(bits, "uint8"))
-
-    def is_short(self) -> bool:
-        """Whether a ranking method keeps a group here only because it never removes all."""
-        asked = self.method.anneal(max(0.0, self.progress)).get("sparsity")
-        return asked is not None and self.method.scope == "layer" and ranking.count_removed(self.groups, asked) >= self.groups
-
-    def waits(self) -> bool:
-        """Whether the method has schedules that no callback has moved, or a sparsity that has not come to its end."""
-        return self.method.waits(self.progress)
-
-    def figures(self) -> dict[str, float]:
-        """The method's own figures, from the current weights and state."""
-        figures = self._call("figures", *self._noise())
-        return {name: float(value) for name, value in figures.items()}
 
     # Saving.
 
     def get_config(self):
         method = keras.saving.serialize_keras_object(self.method)
-        return {**super().get_config(), "method": method, "seed": self.seed}
+        placed = {"path": self.path_in_model, "only": self.only, "sites": self.sites}
+        return {**super().get_config(), "method": method, "seed": self.seed, **placed}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -325,57 +248,144 @@ class Pruned(keras.layers.Wrapper):
         self.layer.build_from_config(config)
         self.build()
 
+    def _variables_by_name(self):
+        own = {"progress": self._progress, "draws": self._draws, "moved": self._moved}
+        parts = [(self._local(masked.path).replace("/", "."), masked) for masked in self.masked_weights]
+        return own | {f"{path}.{name}": variable for path, masked in parts for name, variable in (masked.state | {"key": masked.key}).items()}
+
+    def save_own_variables(self, store):
+        for name, variable in self._variables_by_name().items():
+            store[name] = variable
+
     def load_own_variables(self, store):
-        super().load_own_variables(store)
+        names = set(store.keys())
+        if "0" in names:
+            self._load_version_one(store)
+        else:
+            variables = self._variables_by_name()
+            if names != set(variables):
+                raise ValueError(f"The file holds other state for layer {self.name!r} than its method has. Received: {sorted(names ^ set(variables))}.")
+            for name, variable in variables.items():
+                variable.assign(store[name])
         self.note_change()
+
+    def _load_version_one(self, store):
+        """Read a file of version 0.1, which lists the variables of a layer with one kernel by number, trained ones first."""
+        (masked,) = self.masked_weights
+        specs = masked.method.state(masked.masks.arranged_shape)
+        trained = [name for name, spec in specs.items() if spec.trainable or spec.overwritten]
+        others = [name for name in specs if name not in trained and name != "decision"]
+        variables = [masked.state[name] for name in trained + others] + [self._progress, masked.key, self._draws, self._moved]
+        for index, variable in enumerate(variables):
+            value = np.array(store[str(index)])
+            value = value.view("int32") if value.dtype == "uint32" else value
+            variable.assign(value.reshape(tuple(variable.shape)))
+
+
+_STILL = {"trainable": False, "autocast": False, "aggregation": "only_first_replica"}  # replicas draw the same masks, so the rest of their state agrees
+
+
+def build_by_call(layer, args, kwargs) -> None:
+    """Build a layer, and the layers inside it, for a call with these arguments."""
+
+    def symbolic(x):
+        return keras.KerasTensor(x.shape, dtype=keras.backend.standardize_dtype(x.dtype)) if hasattr(x, "shape") and hasattr(x, "dtype") else x
+
+    args, kwargs = tree.map_structure(symbolic, (args, kwargs))
+    layer(*args, **kwargs)
+
+
+def build_by_shape(layer, input_shape) -> None:
+    """Build a layer, and the layers inside it, for inputs of a shape."""
+    if type(layer).build is keras.layers.Layer.build and input_shape is not None:
+        build_by_call(layer, (keras.KerasTensor(input_shape),), {})
+    else:
+        layer.build(input_shape)
 
 
 @contextlib.contextmanager
-def _kernel_starts(layer, prepare):
-    """While this lasts, `layer` builds its kernel as `prepare` of what its initializer gives.
+def _starts(layer, method):
+    """While this lasts, `layer` builds its weights as the method prepares what their initializers give.
 
     A layer may be built where no variable has a value yet: in the first step of a subclassed model.
     """
-    name = "depthwise_initializer" if isinstance(layer, DEPTHWISE) else "kernel_initializer"
-    initializer = getattr(layer, name)
-    setattr(layer, name, lambda shape, dtype=None: prepare(initializer(shape, dtype=dtype)))
+    changed = []
+    if isinstance(method, LearnsMasks):
+        for part in walk(layer):
+            for name in rows_of(part):
+                attribute = "depthwise_initializer" if "Depthwise" in type(part).__name__ else _INITIALIZERS[name]
+                initializer = getattr(part, attribute, None)
+                if initializer is not None and method.replaces(_Unbuilt(part)):
+                    changed.append((part, attribute, initializer))
+    for part, attribute, initializer in changed:
+        setattr(part, attribute, lambda shape, dtype=None, given=initializer: method.prepare(given(shape, dtype=dtype)))
     try:
         yield
     finally:
-        setattr(layer, name, initializer)
+        for part, attribute, initializer in changed:
+            setattr(part, attribute, initializer)
+
+
+class _Unbuilt:
+    """A weight that is not there yet: of a `Prunable` only its owner."""
+
+    def __init__(self, owner):
+        self.owner = owner
+
+
+_INITIALIZERS = {
+    "kernel": "kernel_initializer",
+    "recurrent_kernel": "recurrent_initializer",
+    "embeddings": "embeddings_initializer",
+    "reverse_embeddings": "embeddings_initializer",
+    "depthwise_kernel": "depthwise_initializer",
+    "pointwise_kernel": "pointwise_initializer",
+}
 
 
 def pruned_layers(model) -> list[Pruned]:
     """The wrapped layers of a model, of any depth, each once."""
-    return [layer for layer in graph.walk(model) if isinstance(layer, Pruned)]
+    return [layer for layer in walk(model) if isinstance(layer, Pruned)]
+
+
+def check_method(method) -> None:
+    """Raise `TypeError` unless `method` is a pruning method."""
+    if not isinstance(method, PruningMethod):
+        raise TypeError(f"`method` must be a pruning method such as `keras_gibbs.Gibbs(sparsity=0.9)`. Received: method={method!r}.")
 
 
 def check_layer(layer) -> None:
     """Raise unless `layer` is a Keras 3 layer that can be wrapped."""
     if not isinstance(layer, keras.layers.Layer):
         raise TypeError(describe_foreign(layer))
-    if isinstance(layer, Pruned):
-        raise ValueError(f"Layer {layer.name!r} is already wrapped. Received: {layer!r}. Strip it first: `keras_gibbs.strip_pruning(...)`.")
+    if any(isinstance(part, Pruned) for part in walk(layer)):
+        raise ValueError(f"Layer {layer.name!r} is already wrapped, or has wrapped layers inside. Received: {layer!r}. Strip it first: `strip_pruning(...)`.")
     reason = why_unsupported(layer)
     if reason:
-        names = ", ".join(cls.__name__ for cls in SUPPORTED)
-        raise ValueError(f"Layer {layer.name!r} cannot be pruned: {reason}. Supported are {names}.")
+        raise ValueError(f"Layer {layer.name!r} cannot be pruned: {reason}. {_supported()}")
 
 
 def why_unsupported(layer) -> str | None:
-    """Why a layer has no kernel that `Pruned` could mask, in a few words; None where it has."""
-    if not isinstance(layer, SUPPORTED):
-        return f"{type(layer).__name__} has no single kernel"
-    if getattr(layer, "quantization_mode", None) or (layer.built and not isinstance(layer.kernel, keras.Variable)):
-        return "its kernel is quantized or has LoRA weights; prune first"
-    return None
+    """Why a layer has no weights that `Pruned` could mask, in a few words; None where it has, or where that shows only once it is built."""
+    if layer.built:
+        if prunable_weights(layer):
+            return None
+        reasons = [reason for part in walk(layer) if rows_of(part) and (reason := why_not(part))]
+        return reasons[0] if reasons else f"{type(layer).__name__} has no weights that can be pruned"
+    known = rows_of(layer) or children(layer) or hasattr(layer, "get_prunable_weights") or isinstance(layer, keras.Model)
+    return None if known or type(layer).__module__.partition(".")[0] != "keras" else f"{type(layer).__name__} has no weights that can be pruned"
+
+
+def _supported():
+    return f"Supported are {', '.join(TABLE)}, layers made of them, and layers with a method `get_prunable_weights()`."
 
 
 def check_finite(layer) -> None:
     """Raise `ValueError` where a weight of `layer` is NaN or infinite."""
     for weight in layer.weights:
-        if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
-            raise ValueError(f"Weight {weight.path!r} holds NaN or infinite values, which have no rank. Prune the model from a healthy checkpoint.")
+        if not np.isfinite(weight.numpy()).all():
+            name = getattr(weight, "path", weight.name)
+            raise ValueError(f"Weight {name!r} holds NaN or infinite values, which have no rank. Prune the model from a healthy checkpoint.")
 
 
 def describe_foreign(thing) -> str:

@@ -3,19 +3,24 @@
 import random
 import re
 import warnings
+from collections.abc import Callable
 
 import keras
 import numpy as np
 
 from keras_gibbs.frozen import Frozen
-from keras_gibbs.layers import SUPPORTED, Pruned, check_finite, check_layer, describe_foreign, pruned_layers, why_unsupported
+from keras_gibbs.layers import Pruned, check_finite, check_layer, check_method, describe_foreign, pruned_layers
 from keras_gibbs.methods.base import PruningMethod
+from keras_gibbs.methods.traits import DiffersByWeight, LearnsMasks, SearchesModel, method_for, scope_of, trains_weights
 from keras_gibbs.numerics import ranking
 from keras_gibbs.numerics.noise import split
 from keras_gibbs.search.checks import check_search
 from keras_gibbs.search.model import SearchedModel
-from keras_gibbs.structure import allocation as sharing
-from keras_gibbs.structure import graph
+from keras_gibbs.structure import allocation, graph
+from keras_gibbs.structure.copying import clone, from_config, transfer
+from keras_gibbs.structure.outputs import at_output
+from keras_gibbs.structure.prunable import Prunable, prunable_weights, rows_of, why_not
+from keras_gibbs.weights import MaskedWeight
 
 
 def prune(model, method: PruningMethod, *, where=None, seed: int | None = None):
@@ -42,33 +47,42 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None):
 
     >>> pruned = kg.prune(model, kg.Gibbs(sparsity=0.9), where="conv")
     """
-    if not isinstance(method, PruningMethod):
-        raise TypeError(f"`method` must be a pruning method such as `keras_gibbs.Gibbs(sparsity=0.9)`. Received: method={method!r}.")
+    check_method(method)
     if not isinstance(model, keras.layers.Layer):
         raise TypeError(describe_foreign(model))
     seed = random.randrange(2**63) if seed is None else int(seed) % 2**64
-    if method.searches_model:
+    if isinstance(method, SearchesModel):
         check_search(model, method)
     if not isinstance(model, keras.Model):
         check_layer(model)
-        return _wrap(model, method, split(seed, 0))
+        copy = from_config(model)
+        if model.built:
+            copy.build_from_config(model.get_build_config())
+            transfer(model, copy)
+        return Pruned(copy, method, seed=split(seed, 0))
     _check_model(model)
     check_finite(model)
     chosen = _choose(model, method, where)
-    _warn_if_overwritten(model, method, chosen)
+    _warn_if_overwritten(model, method, [weight for weights in chosen.values() for weight in weights])
+    paths = {id(layer): path for path, layer in graph.named_walk(model)}
     positions = {id(layer): position for position, layer in enumerate(graph.leaves(model))}
 
-    def replace(layer):
-        if id(layer) in chosen:
-            return _wrap(layer, method, split(seed, positions[id(layer)]))
-        return Frozen(_copy(layer)) if not method.trains_weights and layer.trainable_variables else None
+    def wrap(layer, copy):
+        if weights := chosen.get(id(layer)):
+            path = paths[id(layer)]
+            only = [weight.path[len(path) + 1 :] for weight in weights]
+            everything = len(only) == len(prunable_weights(layer))
+            return Pruned(copy, method, seed=split(seed, positions[id(layer)]), path=path, only=None if everything else only)
+        return Frozen(copy) if not trains_weights(method) and layer.trainable_variables else copy
 
-    pruned = graph.clone(model, replace)
+    pruned, _ = clone(model, wrap)
     for layer in graph.walk(pruned):
+        if isinstance(layer, Pruned):
+            layer.prepare()
         if isinstance(layer, (Frozen, Pruned)):
             layer.freeze()  # once more: `clone` sets the flags of whole models
     distribute(pruned)
-    return SearchedModel.of(pruned) if method.searches_model else pruned
+    return SearchedModel.of(pruned) if isinstance(method, SearchesModel) else pruned
 
 
 def _check_model(model):
@@ -86,13 +100,13 @@ def _check_model(model):
         )
 
 
-def _warn_if_overwritten(model, method, chosen):
-    """Warn where `method` replaces kernels of a model that looks trained."""
-    layers = [layer for layer in graph.leaves(model) if id(layer) in chosen]
+def _warn_if_overwritten(model, method, weights):
+    """Warn where `method` replaces weights of a model that looks trained."""
     optimizer = getattr(model, "optimizer", None)
     stepped = optimizer is not None and int(optimizer.iterations) > 0
-    biased = any(layer.bias is not None and np.any(keras.ops.convert_to_numpy(layer.bias)) for layer in layers)
-    if any(map(method.replaces_kernel, layers)) and (stepped or biased):
+    biases = [bias for weight in weights if (bias := getattr(weight.owner, "bias", None)) is not None]
+    biased = any(np.any(keras.ops.convert_to_numpy(bias)) for bias in biases)
+    if isinstance(method, LearnsMasks) and any(map(method.replaces, weights)) and (stepped or biased):
         warnings.warn(
             f"{type(method).__name__} replaces the kernels of a random network by signed constants, and model {model.name!r} looks trained: its weights are "
             "lost in the pruned copy. Keep them with `signed_constant=False`, or train them along with `train_weights=True`.",
@@ -100,85 +114,104 @@ def _warn_if_overwritten(model, method, chosen):
         )
 
 
-def selector(where):
-    """`where` as a predicate on layers."""
+def selector(where) -> Callable[[str, keras.layers.Layer], bool]:
+    """`where` as a predicate on a path and the innermost layer there."""
     if where is None:
-        return lambda layer: True
+        return lambda path, layer: True
     if callable(where):
-        return where
+        return lambda path, layer: where(layer)
     patterns = [where] if isinstance(where, (str, re.Pattern)) else list(where)
-    return lambda layer: any(re.search(pattern, layer.name) for pattern in patterns)
+    return lambda path, layer: any(re.search(pattern, name) for pattern in patterns for name in (path, layer.name))
 
 
-def _choose(model, method, where) -> set[int]:
-    """The ids of the layers to wrap; raises where there are none, or `where` names one that the method cannot prune."""
+def _choose(model, method, where) -> dict[int, list[Prunable]]:
+    """The weights to prune, by the id of the layer that is wrapped; raises where there are none, or `where` names one that the method cannot prune."""
+    weights = prunable_weights(model)
+    if isinstance(method, DiffersByWeight):
+        method.check_weights(weights)
     selected, outputs = selector(where), _protected(model, method)
-    everything = graph.leaves(model)
-    names = [layer.name for layer in everything if isinstance(layer, SUPPORTED)]
-    method.check_names(names)
-    leaves = [layer for layer in everything if selected(layer)]
-    reasons = [(layer, why_skipped(layer, method, outputs)) for layer in leaves if layer.weights]
-    chosen = [layer for layer, reason in reasons if reason is None]
+    picked = [weight for weight in weights if selected(weight.path, weight.owner)]
+    reasons = {weight.path: why_skipped(weight, method, outputs) for weight in picked}
+    chosen = [weight for weight in picked if reasons[weight.path] is None]
     if where is not None and chosen:
-        for layer in leaves:
-            if isinstance(layer, SUPPORTED):
-                method.for_layer(layer).check(layer, layer.kernel.shape)
+        for weight in picked:
+            method_for(method, weight).check(weight)
     if not chosen:
-        why = "; ".join(f"{layer.name}: {reason}" for layer, reason in reasons) or f"no layer matches where={where!r}"
-        raise ValueError(f"There is nothing to prune in model {model.name!r} ({why}). Its layers with a kernel are {names}.")
-    return {id(layer) for layer in chosen}
+        raise ValueError(_nothing(model, weights, reasons, where))
+    holders = {id(weight.variable): leaf for leaf in graph.leaves(model) for weight in prunable_weights(leaf)}
+    by_holder = {}
+    for weight in chosen:
+        by_holder.setdefault(id(holders[id(weight.variable)]), []).append(weight)
+    return by_holder
+
+
+def _nothing(model, weights, reasons, where):
+    selected, owners = selector(where), {id(weight.owner) for weight in weights}
+    why = [f"{path}: {reason}" for path, reason in reasons.items()]
+    for path, layer in graph.named_walk(model):
+        if layer.weights and not graph.children(layer) and id(layer) not in owners and selected(path, layer):
+            why.append(f"{path}: {why_none(layer)}")
+    why = "; ".join(why) or f"no weight matches where={where!r}"
+    return f"There is nothing to prune in model {model.name!r} ({why}). Its prunable weights are {[weight.path for weight in weights]}."
+
+
+def why_none(layer) -> str:
+    """Why a built layer has no weights that can be pruned, in a few words."""
+    return (why_not(layer) if rows_of(layer) else None) or f"{type(layer).__name__} has no weights that can be pruned"
 
 
 def _protected(model, method) -> set[int]:
-    return graph.at_output(model) if method.structure.removes_outputs else set()
+    return at_output(model) if method.structure.removes_outputs else set()
 
 
-def why_skipped(layer, method: PruningMethod, outputs: set[int]) -> str | None:
-    """Why `method` leaves `layer` as it is; None where it can prune it. `outputs` are the layers that feed an output of the model."""
-    if why_unsupported(layer):
-        return why_unsupported(layer)
-    if id(layer) in outputs:
+def why_skipped(weight: Prunable, method: PruningMethod, outputs: set[int]) -> str | None:
+    """Why `method` leaves `weight` as it is; None where it can prune it. `outputs` are the ids of the layers that feed an output of the model."""
+    if id(weight.owner) in outputs:
         return "feeds an output of the model, which would lose a unit"
     try:
-        method.for_layer(layer).check(layer, layer.kernel.shape)
+        method_for(method, weight).check(weight)
     except ValueError as error:
         return str(error).split(" Received: ")[0]
     return None
 
 
-def _copy(layer):
-    """A built copy of `layer` with its weights."""
-    copy = type(layer).from_config(layer.get_config())
-    if layer.built:
-        copy.build_from_config(layer.get_build_config())
-        copy.set_weights(layer.get_weights())
-    return copy
+def masked_weights(model) -> dict[str, MaskedWeight]:
+    """The pruned weights of a model or layer, by path."""
+    by_variable = {id(masked.variable): masked for layer in pruned_layers(model) if layer.built for masked in layer.masked_weights}
+    return {weight.path: by_variable[id(weight.variable)] for weight in prunable_weights(model) if id(weight.variable) in by_variable}
 
 
-def _wrap(layer, method, seed):
-    return Pruned(_copy(layer), method.for_layer(layer), seed=seed)
+def distribute(model, layers: list | None = None, progress: float | None = None) -> None:
+    """Let the weights of a method with another `scope` than `"layer"` share out what is kept.
 
+    Each weight is told how many groups it keeps; which ones, it finds itself, so that the total stays exact while the weights move on.
 
-def distribute(model, layers: list[Pruned] | None = None) -> None:
-    """Let the layers of a method with another `scope` than `"layer"` share out what is kept.
-
-    Each layer is told how many groups it keeps; which ones, it finds itself, so that the total stays exact while the weights move on.
+    Args:
+        model: A pruned model.
+        layers: Its wrapped layers; all of them by default.
+        progress: How far training has come; as far as the layers say by default.
     """
-    layers = pruned_layers(model) if layers is None else layers
-    layers = [layer for layer in layers if layer.built and layer.method.scope != "layer" and not layer.settled]
+    layers = [layer for layer in (pruned_layers(model) if layers is None else layers) if layer.built and scope_of(layer.method) != "layer"]
     for method in {layer.method for layer in layers}:
         members = [layer for layer in layers if layer.method == method]
-        sparsity = method.anneal(max(0.0, members[0].progress))["sparsity"]
-        for layer, count in zip(members, _shares(method, members, sparsity), strict=True):
-            layer.set_kept(count)
+        now = max(0.0, members[0].progress if progress is None else progress)
+        holds = method.settle is not None and now >= method.settle
+        weights = [masked for layer in members for masked in layer.masked_weights if not (holds and masked.settled)]
+        sparsity = method.schedules()["sparsity"](now)
+        for masked, count in zip(weights, _shares(method, weights, sparsity), strict=True):
+            masked.set_kept(count)
+        for layer in members:
+            layer.note_change()
 
 
-def _shares(method, layers, sparsity):
+def _shares(method, weights, sparsity):
+    if not weights:
+        return []
     if method.scope == "shape":
-        return sharing.by_shape([layer.kernel_shape for layer in layers], [layer.groups for layer in layers], 1.0 - sparsity)
-    scores = [layer.scores() for layer in layers]
+        return allocation.by_shape([masked.weight.shape for masked in weights], [masked.groups for masked in weights], 1.0 - sparsity)
+    scores = [masked.scores() for masked in weights]
     least = [max(1, int(method.floor * (1.0 - sparsity) * score.size)) if method.floor else 0 for score in scores]
-    return sharing.by_score(scores, ranking.count_kept(sum(map(len, scores)), sparsity), least)
+    return allocation.by_score(scores, ranking.count_kept(sum(map(len, scores)), sparsity), least)
 
 
 def strip_pruning(model):
@@ -208,8 +241,8 @@ def strip_pruning(model):
             "midst of training, restored. Its masks are those of that moment. Pass the callback to `fit`; with a scheduled sparsity, restore later weights.",
             stacklevel=2,
         )
-    if isinstance(model, Pruned):
-        return _strip(model)
+    if not isinstance(model, keras.Model):
+        return _strip_layer(model)
     if not graph.has_graph(model):
         raise ValueError(
             f"`strip_pruning` rebuilds a model from its graph, and the subclassed model {type(model).__name__!r} has none. Build it once more "
@@ -219,17 +252,35 @@ def strip_pruning(model):
     def reform(part):
         return (part.plain(), part.sequential) if isinstance(part, SearchedModel) else (part, False)
 
-    return graph.clone(model, lambda layer: _strip(layer) if isinstance(layer, (Frozen, Pruned)) else None, reform)
-
-
-def _strip(wrapper):
-    plain = _copy(wrapper.layer)
-    if isinstance(wrapper, Pruned) and wrapper.built:
-        plain.kernel.assign(masked_kernel(wrapper))
-        if (units := wrapper.unit_mask()) is not None and plain.bias is not None:
-            plain.bias.assign(plain.bias * keras.ops.cast(keras.ops.reshape(units, plain.bias.shape), plain.bias.dtype))
-    plain.trainable = wrapper.layer.trainable
+    plain, pairs = clone(model, reform=reform)
+    masked = _masked_by_variable(model)
+    for layer, copy in pairs:
+        if isinstance(layer, keras.layers.Layer):
+            _write_masks(layer, copy, masked)
     return plain
+
+
+def _masked_by_variable(layer):
+    return {id(masked.variable): masked for wrapper in pruned_layers(layer) if wrapper.built for masked in wrapper.masked_weights}
+
+
+def _strip_layer(layer):
+    plain = from_config(graph.unwrapped(layer))
+    inner = graph.unwrapped(layer)
+    if inner.built:
+        plain.build_from_config(inner.get_build_config())
+        transfer(inner, plain)
+        _write_masks(inner, plain, _masked_by_variable(layer))
+    return plain
+
+
+def _write_masks(layer, copy, masked):
+    """Multiply the weights of `copy`, a plain layer, by the masks of those of `layer`."""
+    for weight, plain in zip(prunable_weights(layer), prunable_weights(copy), strict=True):
+        if own := masked.get(id(weight.variable)):
+            plain.variable.assign(own.masked())
+            if own.bias is not None:
+                plain.owner.bias.assign(own.bias * own.bias_mask())
 
 
 def sparsity(model, where=None) -> float:
@@ -251,23 +302,19 @@ def sparsity(model, where=None) -> float:
     if not isinstance(model, keras.layers.Layer):
         raise TypeError(describe_foreign(model))
     selected = selector(where)
-    kernels = [masked_kernel(layer) for layer in kernel_layers(model) if selected(layer)]
-    total = sum(kernel.size for kernel in kernels)
+    values = [value for weight, value, _ in weights_as_used(model) if selected(weight.path, weight.owner)]
+    total = sum(value.size for value in values)
     if not total:
-        raise ValueError(f"No layer with a kernel counts. Received: where={where!r} for model {model.name!r}.")
-    return 1.0 - sum(int(np.count_nonzero(kernel)) for kernel in kernels) / total
+        raise ValueError(f"No prunable weight counts. Received: where={where!r} for model {model.name!r}.")
+    return 1.0 - sum(int(np.count_nonzero(value)) for value in values) / total
 
 
-def kernel_layers(model) -> list[keras.layers.Layer]:
-    """The built layers with a kernel that could be pruned: wrappers for the wrapped ones, the layers themselves for the rest."""
-    layers = list(graph.walk(model))
-    wrapped = {id(layer.layer) for layer in layers if isinstance(layer, Pruned)}
-    return [layer for layer in layers if layer.built and isinstance(layer, (Pruned, *SUPPORTED)) and id(layer) not in wrapped]
-
-
-def masked_kernel(layer) -> np.ndarray:
-    """The kernel as inference uses it."""
-    if not isinstance(layer, Pruned):
-        return keras.ops.convert_to_numpy(layer.kernel)
-    masked = keras.ops.convert_to_numpy(layer.masked_kernel())
-    return masked + masked.dtype.type(0)  # -0 becomes 0: files with zeros of one kind compress better
+def weights_as_used(model) -> list[tuple[Prunable, np.ndarray, MaskedWeight | None]]:
+    """Every weight of a built model that could be pruned, as inference uses it, and what masks it; None where nothing does."""
+    masked = _masked_by_variable(model)
+    root = model.name if not isinstance(model, keras.Model) else ""
+    found = []
+    for weight in prunable_weights(model, root):
+        own = masked.get(id(weight.variable))
+        found.append((weight, keras.ops.convert_to_numpy(own.masked() if own else weight.variable), own))
+    return found

@@ -5,21 +5,23 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_gibbs.layers import Pruned, describe_foreign
-from keras_gibbs.model import kernel_layers, masked_kernel, why_skipped
+from keras_gibbs.layers import describe_foreign, pruned_layers
+from keras_gibbs.model import weights_as_used, why_none, why_skipped
 from keras_gibbs.structure import graph
+from keras_gibbs.structure.outputs import at_output
 from keras_gibbs.tables import render
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """A table of the layers of a model; `print` it, or read `.rows`.
+    """A table of the weights of a model; `print` it, or read `.rows`.
 
     Attributes:
-        rows: One dict a layer with weights: `layer` (name), `shape` (of the kernel, or None), `weights` (in the kernel), `kept` (of them, not zero),
-            `sparsity` (fraction removed), `method` (None where not wrapped), `note` (why it was skipped, or what to know; "" where nothing).
-        sparsity: Fraction of zeros over all kernels that could be pruned.
-        wrapped_sparsity: The same over the wrapped layers only; None where none is wrapped.
+        rows: One dict a prunable weight, and one a layer with weights that has none: `layer` (its path), `weight` (its own name, or None), `path`, `shape` (or
+            None), `weights` (how many), `kept` (of them, not zero), `sparsity` (fraction removed), `method` (None where not pruned), `note` (why it was
+            skipped, or what to know; "" where nothing).
+        sparsity: Fraction of zeros over all weights that could be pruned.
+        wrapped_sparsity: The same over the pruned weights only; None where none is pruned.
     """
 
     rows: list[dict]
@@ -27,10 +29,11 @@ class Summary:
     wrapped_sparsity: float | None
 
     def __str__(self):
-        columns = [("layer", "left"), ("kernel", "left"), ("weights", "right"), ("kept", "right"), ("sparsity", "right"), ("method", "left"), ("note", "left")]
+        columns = [("layer", "left"), ("weight", "left"), ("shape", "left"), ("weights", "right"), ("kept", "right"), ("sparsity", "right")]
         cells = [
             [
                 row["layer"],
+                row["weight"] or "",
                 "x".join(map(str, row["shape"])) if row["shape"] else "",
                 f"{row['weights']:,}" if row["shape"] else "",
                 f"{row['kept']:,}" if row["shape"] else "",
@@ -40,10 +43,10 @@ class Summary:
             ]
             for row in self.rows
         ]
-        total = f"sparsity {self.sparsity:.4f} over all kernels"
+        total = f"sparsity {self.sparsity:.4f} over all prunable weights"
         if self.wrapped_sparsity is not None:
-            total += f", {self.wrapped_sparsity:.4f} over the pruned layers"
-        return render("Pruning summary", columns, cells, [total])
+            total += f", {self.wrapped_sparsity:.4f} over the pruned ones"
+        return render("Pruning summary", [*columns, ("method", "left"), ("note", "left")], cells, [total])
 
 
 def summary(model) -> Summary:
@@ -61,31 +64,33 @@ def summary(model) -> Summary:
     """
     if not isinstance(model, keras.layers.Layer):
         raise TypeError(describe_foreign(model))
-    layers = {id(layer): layer for layer in kernel_layers(model)}
-    wrapped = [layer for layer in layers.values() if isinstance(layer, Pruned)]
-    inner = {id(layer.layer) for layer in wrapped}
-    methods = list(dict.fromkeys(layer.method for layer in wrapped))
-    outputs = graph.at_output(model) if graph.has_graph(model) and any(method.structure.removes_outputs for method in methods) else set()
-    reachable = {id(leaf) for leaf in graph.leaves(model)} if graph.has_graph(model) else None
+    wrappers = [layer for layer in pruned_layers(model) if layer.built]
+    progress = {id(masked): layer.progress for layer in wrappers for masked in layer.masked_weights}
+    methods = list(dict.fromkeys(layer.method for layer in wrappers))
+    outputs = at_output(model) if graph.has_graph(model) and any(method.structure.removes_outputs for method in methods) else set()
     rows = []
-    for layer in graph.walk(model):
-        if id(layer) in layers:
-            kernel = masked_kernel(layer)
-            kept = int(np.count_nonzero(kernel))
-            rows.append(_row(layer, kernel.shape, kernel.size, kept, _note(layer, kept, methods, outputs, reachable)))
-        elif id(layer) not in inner and layer.weights and not graph.children(layer):
-            rows.append(_row(layer, None, 0, 0, _note(layer, 0, methods, outputs, reachable)))
-    return Summary(rows, _fraction(rows), _fraction([row for row in rows if row["method"]]) if wrapped else None)
+    used = {weight.path: (weight, value, own) for weight, value, own in weights_as_used(model)}
+    for path, layer in graph.named_walk(model, "" if isinstance(model, keras.Model) else graph.unwrapped(model).name):
+        own_rows = [entry for entry in used.values() if entry[0].owner is layer]
+        for weight, value, own in own_rows:
+            kept = int(np.count_nonzero(value))
+            note = _note_of_pruned(own, kept, progress[id(own)]) if own else _note_of_skipped(weight, methods, outputs)
+            rows.append(_row(path, weight, value, kept, own.method.brief() if own else None, note))
+        if not own_rows and layer.weights and not graph.children(layer):
+            rows.append(_row(path, None, None, 0, None, why_none(layer) if methods else ""))
+    return Summary(rows, _fraction(rows), _fraction([row for row in rows if row["method"]]) if wrappers else None)
 
 
-def _row(layer, shape, weights, kept, note):
+def _row(path, weight, value, kept, method, note):
     return {
-        "layer": layer.name,
-        "shape": shape,
-        "weights": weights,
+        "layer": path,
+        "weight": weight.name if weight else None,
+        "path": weight.path if weight else path,
+        "shape": tuple(value.shape) if weight else None,
+        "weights": value.size if weight else 0,
         "kept": kept,
-        "sparsity": 1.0 - kept / weights if weights else 0.0,
-        "method": layer.method.brief() if isinstance(layer, Pruned) else None,
+        "sparsity": 1.0 - kept / value.size if weight and value.size else 0.0,
+        "method": method,
         "note": note,
     }
 
@@ -95,15 +100,14 @@ def _fraction(rows):
     return 1.0 - sum(row["kept"] for row in rows) / weights if weights else 0.0
 
 
-def _note(layer, kept, methods, outputs, reachable):
-    if not isinstance(layer, Pruned):
-        if not methods:
-            return ""
-        if reachable is not None and id(layer) not in reachable:
-            return "inside another layer, which `prune` does not enter"
-        return next((reason for method in methods if (reason := why_skipped(layer, method, outputs))), "not selected")
-    if layer.is_short():
-        return f"keeps 1 of {layer.groups} groups, more than the sparsity asks for, so that something is left"
-    if not kept:
-        return "nothing is left of it"
-    return ""
+def _note_of_pruned(masked, kept, progress):
+    if masked.is_short(progress):
+        return f"keeps 1 of {masked.groups} groups, more than the sparsity asks for, so that something is left"
+    return "" if kept else "nothing is left of it"
+
+
+def _note_of_skipped(weight, methods, outputs):
+    if not methods:
+        return ""
+    return next((reason for method in methods if (reason := why_skipped(weight, method, outputs))), "not selected")
+

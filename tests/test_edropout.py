@@ -111,8 +111,8 @@ def test_the_best_state_is_applied_to_kernels_and_biases_alike_in_training_infer
     np.testing.assert_array_equal(stripped.predict(x, verbose=0), model.predict(x, verbose=0))
     start = 0
     for layer in kg.pruned_layers(model):
-        kept, plain = best[start : start + layer.groups], stripped.get_layer(layer.name)
-        start += layer.groups
+        kept, plain = best[start : start + layer.masked_weights[0].groups], stripped.get_layer(layer.name)
+        start += layer.masked_weights[0].groups
         assert (numpy(plain.kernel)[..., ~kept] == 0).all() and (numpy(plain.bias)[~kept] == 0).all()
         np.testing.assert_array_equal(numpy(plain.kernel)[..., kept], numpy(layer.layer.kernel)[..., kept])
         np.testing.assert_array_equal(numpy(plain.bias)[kept], numpy(layer.layer.bias)[kept])
@@ -153,7 +153,7 @@ def test_the_energies_are_those_of_the_stripped_candidates(head):
     population, energies = model.population, model.energies  # the first step scores the first population
     for state, energy in zip(population, energies, strict=True):
         for layer, part in model._parts:
-            layer.set_bits(ops.convert_to_tensor(state[part]))
+            layer.state["bits"].assign(state[part].astype("uint8"))
         scores = kg.strip_pruning(model).predict(numpy(x), verbose=0).astype("float64")
         right = scores[np.arange(16), numpy(y)]
         scores[np.arange(16), numpy(y)] = -np.inf
@@ -294,7 +294,7 @@ def test_no_layer_is_ever_empty():
     assert all(model.population[:, part].any(axis=1).all() for _, part in model._parts)
     fit(model, epochs=3)
     assert all(model.population[np.isfinite(model.energies)][:, part].any(axis=1).all() for _, part in model._parts)
-    assert all(numpy(layer.bits).any() for layer in kg.pruned_layers(model))
+    assert all(numpy(layer.masked_weights[0].state["bits"]).any() for layer in kg.pruned_layers(model))
 
 
 def test_a_search_inside_a_larger_model_is_stripped_with_it():

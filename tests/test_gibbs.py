@@ -196,7 +196,7 @@ def test_the_default_schedules_are_those_of_the_authors():
     # Their grids, logspace(0, 4, 128) and logspace(-2.5, 0, 128) over 200 epochs: never more than one epoch's step away.
     for structure, low, high in ((kg.Unstructured(), 0, 4), (kg.Filter(), -2.5, 0)):
         theirs = np.append(np.linspace(low, high, 128), np.full(72, high))
-        ours = np.log10([kg.Gibbs(0.9, structure=structure).anneal(epoch / 200)["beta"] for epoch in range(200)])
+        ours = np.log10([kg.Gibbs(0.9, structure=structure).schedules()["beta"](epoch / 200) for epoch in range(200)])
         assert np.abs(ours - theirs).max() < (high - low) / 127
         assert ours[0] == theirs[0] and np.isclose(ours[-1], theirs[-1], atol=1e-12)
 
@@ -216,12 +216,12 @@ class Chain(kg.Hamiltonian):  # a fourth one: neighbouring positions of a kernel
     c: float = 0.3
 
     def energy(self, spins, field):
-        return 0.5 * ops.sum(field * spins, (-3, -2)) - 0.5 * self.c * ops.sum(spins[..., 1:, :] * spins[..., :-1, :], (-3, -2))
+        return 0.5 * ops.sum(field * spins, (-4, -3)) - 0.5 * self.c * ops.sum(spins[..., 1:, :, :] * spins[..., :-1, :, :], (-4, -3))
 
     def sample(self, field, beta, uniform):
-        spins, odd = ops.zeros_like(field), np.arange(field.shape[1])[:, None] % 2
+        spins, odd = ops.zeros_like(field), np.arange(field.shape[1])[:, None, None] % 2
         for step in range(12):
-            around = ops.pad(spins, [[0, 0], [1, 1], [0, 0]])
+            around = ops.pad(spins, [[0, 0], [1, 1], [0, 0], [0, 0]])
             logit = -beta * (field - self.c * (around[:, 2:] + around[:, :-2]))
             drawn = kg.sampling.bernoulli(logit, lambda shape, step=step: uniform(shape, stream=step))
             spins = ops.where(odd == step % 2, 2.0 * drawn - 1.0, spins)
@@ -284,7 +284,7 @@ def test_energies_are_those_of_the_formulas(name):
     _, hamiltonian, (channels, positions), _ = LAWS[name]
     field = fields(few_kinds(channels, positions)[1])
     states = all_states(channels * positions).reshape(-1, channels, positions, 1) * np.ones(KINDS)
-    energy = numpy(hamiltonian.energy(ops.convert_to_tensor(states, "float32"), ops.convert_to_tensor(field, "float32")))
+    energy = numpy(hamiltonian.energy(ops.convert_to_tensor(states[..., None], "float32"), ops.convert_to_tensor(field[..., None], "float32")))[..., 0]
     expected = [[by_hand(hamiltonian, x[..., kind], field[..., kind]) for kind in range(KINDS)] for x in states]
     np.testing.assert_allclose(energy, expected, rtol=1e-5, atol=1e-5)
 

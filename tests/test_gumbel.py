@@ -99,17 +99,17 @@ def test_the_straight_through_gradient_is_that_of_the_soft_mask_with_the_same_no
     rng = np.random.default_rng(0)
     logits, above = rng.normal(size=(2, 1, 1, 50)).astype("float32")
     uniform = Uniform(3, 5)
-    kernel = ops.ones((1, 1, 50))
-    _, slope = gradient(lambda u: ops.sum(above * method.sample(kernel, {"logits": u}, uniform)), logits)
+    weight = ops.ones((1, 1, 50, 1))
+    _, slope = gradient(lambda u: ops.sum(above[..., None] * method.sample(weight, {"logits": u}, uniform)), logits)
     y = soft(logits, numpy(uniform((1, 1, 50))), temperature)
     assert np.allclose(slope, above * y * (1 - y) / temperature, rtol=1e-4, atol=1e-7)
-    assert set(np.unique(numpy(method.sample(kernel, {"logits": logits}, uniform)))) == {0.0, 1.0}
+    assert set(np.unique(numpy(method.sample(weight, {"logits": logits}, uniform)))) == {0.0, 1.0}
 
 
 def test_the_gradient_of_a_supermask_is_that_of_its_probability():
     logits = np.random.default_rng(0).normal(size=(1, 1, 50)).astype("float32")
     method = kg.Supermask(logit_rate=1.0)
-    _, slope = gradient(lambda u: ops.sum(method.sample(ops.ones((1, 1, 50)), {"logits": u}, Uniform(3, 5))), logits)
+    _, slope = gradient(lambda u: ops.sum(method.sample(ops.ones((1, 1, 50, 1)), {"logits": u}, Uniform(3, 5))), logits)
     p = 1 / (1 + np.exp(-logits))
     assert np.allclose(slope, p * (1 - p), rtol=1e-5)
 
@@ -121,8 +121,8 @@ def test_two_gumbels_and_any_common_shift_give_the_mask_of_one_logistic():
     keep = logits + shift + first > shift + second  # the paper's two classes, logits (m + a, a)
     uniform = 1 / (1 + np.exp(-(first - second)))  # the difference of two Gumbels is logistic
     method = kg.GumbelSoftmax(logit_rate=1.0)
-    mask = method.sample(ops.ones((1, 1, 200)), {"logits": logits.astype("float32")}, lambda shape: uniform.astype("float32"))
-    assert np.array_equal(numpy(mask), keep)
+    mask = method.sample(ops.ones((1, 1, 200, 1)), {"logits": logits.astype("float32")}, lambda shape: uniform.astype("float32")[..., None])
+    assert np.array_equal(numpy(mask)[..., 0], keep)
 
 
 @pytest.mark.parametrize("rescale", ["smart", "dynamic", None])
@@ -252,7 +252,8 @@ def test_the_target_is_met_exactly_and_the_logits_go_there():
     pruned = compiled(kg.prune(convnet(), kg.GumbelSoftmax(train_weights=True, sparsity=0.9, penalty_weight=1.0), seed=0))
     history = pruned.fit(*data(), epochs=25, verbose=0, callbacks=[kg.GibbsPruningCallback()])
     for layer in kg.pruned_layers(pruned):
-        assert numpy(layer.mask()).sum() == max(1, layer.groups - int(0.9 * layer.groups + 0.5))
+        groups = layer.masked_weights[0].groups
+        assert numpy(layer.mask()).sum() == max(1, groups - int(0.9 * groups + 0.5))
     assert abs(history.history["kept"][-1] - 0.1) < 0.05
     assert kg.sparsity(kg.strip_pruning(pruned)) == kg.sparsity(pruned)
 
@@ -344,7 +345,7 @@ def test_masks_of_a_random_network_read_digits_and_beat_random_masks_with_traine
     chance = kg.prune(digits_network(), kg.GumbelSoftmax(sparsity=removed, penalty_weight=1e-9, logit_rate=1e-9), seed=0)
     rng = np.random.default_rng(1)
     for layer in kg.pruned_layers(chance):
-        next(w for w in layer.weights if w.name == "logits").assign(rng.normal(size=(1, 1, layer.groups)) * 1e9)
+        next(w for w in layer.weights if w.name == "logits").assign(rng.normal(size=(1, 1, layer.masked_weights[0].groups)) * 1e9)
     by_chance = accuracy(chance, epochs=10)
     assert abs(kg.sparsity(chance) - removed) < 0.01
     assert reached >= 0.95 and reached - by_chance >= 0.30, (reached, by_chance)

@@ -462,12 +462,12 @@ def test_what_cannot_be_wrapped_is_refused_by_name():
         kg.Pruned("dense", GIBBS)
     with pytest.raises(TypeError, match="method=0.9"):
         kg.Pruned(layers.Dense(2), 0.9)
-    with pytest.raises(ValueError, match=r"depthwise.*Kernel\(\)"):
-        kg.Pruned(layers.DepthwiseConv2D(3), kg.Gibbs(0.5, structure=kg.Filter()))
+    with pytest.raises(ValueError, match=r"depthwise_conv2d.*Kernel\(\)"):
+        kg.Pruned(layers.DepthwiseConv2D(3), kg.Gibbs(0.5, structure=kg.Filter())).build((None, 5, 5, 2))
 
 
 def test_a_fixed_mask_of_another_shape_or_with_other_values_is_refused():
-    with pytest.raises(ValueError, match=r"shape \(4, 5\).*'mine'.*\(5, 4\)"):
+    with pytest.raises(ValueError, match=r"shape \(4, 5\).*'mine/kernel'.*\(5, 4\)"):
         kg.Pruned(LAYERS["dense"].built(name="mine"), kg.Fixed(np.ones((4, 5))))
     late = kg.Pruned(layers.Dense(4), kg.Fixed(np.ones((4, 5))))
     with pytest.raises(ValueError, match="shape"):

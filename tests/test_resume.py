@@ -94,7 +94,7 @@ def assert_same(values, others):
 def uninterrupted():
     model = make(weights_seed=3)
     history = fit(model)
-    assert kg.pruned_layers(model)[1].layer.kernel.shape == (810, 20) and "cut_key" in kg.pruned_layers(model)[1]._state
+    assert kg.pruned_layers(model)[1].layer.kernel.shape == (810, 20) and "cut_key" in kg.pruned_layers(model)[1].masked_weights[0].state
     return everything(model), history
 
 

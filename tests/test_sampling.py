@@ -307,8 +307,8 @@ def test_draws_change_with_the_counter_and_repeat_without(name):
 
 def test_an_exact_count_keeps_so_many_each_with_its_probability():
     logits, kept = fields(40, seed=2, scale=2.0), 12
-    draw = compiled(lambda counter: exactly(tensor(logits), ops.convert_to_tensor(np.int32(kept)), Uniform(3, counter)))
-    masks = np.stack([numpy(draw(ops.convert_to_tensor(np.uint32(counter)))) for counter in range(3000)])
+    draw = compiled(lambda counter: exactly(tensor(logits.reshape(1, 1, -1, 1)), ops.convert_to_tensor(np.int32(kept)), Uniform(3, counter)))
+    masks = np.stack([numpy(draw(ops.convert_to_tensor(np.uint32(counter)))).ravel() for counter in range(3000)])
     constant = optimize.brentq(lambda shift: expit(logits + shift).sum() - kept, -20, 20)
     assert np.all(masks.sum(1) == kept)
     assert masks.mean(0) == pytest.approx(expit(logits + constant), abs=0.04)  # 3000 draws see 0.009
@@ -316,4 +316,4 @@ def test_an_exact_count_keeps_so_many_each_with_its_probability():
 
 @pytest.mark.parametrize("kept", [0, 5])
 def test_an_exact_count_may_be_none_or_all(kept):
-    assert numpy(exactly(tensor([0.0, 1.0, -1.0, 80.0, -80.0]), ops.convert_to_tensor(np.int32(kept)), Uniform(0, 0))).sum() == kept
+    assert numpy(exactly(tensor(np.reshape([0.0, 1.0, -1.0, 80.0, -80.0], (1, 1, 5, 1))), ops.convert_to_tensor(np.int32(kept)), Uniform(0, 0))).sum() == kept

@@ -38,11 +38,9 @@ def at_progress(model, progress, timer):
     from keras_gibbs.model import distribute
 
     def timed():
+        distribute(model, progress=progress)
         for layer in kg.pruned_layers(model):
             layer.anneal(progress)
-        distribute(model)
-        for layer in kg.pruned_layers(model):
-            layer.settle(progress)
         return timer()
 
     return timed
@@ -72,9 +70,9 @@ def methods():
 
 def states(method):
     """The states of training in which a method is timed, and their progress."""
-    if method.settle is not None:
+    if getattr(method, "settle", None) is not None:
         return {", drawing": 0.98 * method.settle, ", held": 1.0}
-    return {", hot": 0.0, ", cold": 1.0} if method.moving() else {"": 1.0}
+    return {", hot": 0.0, ", cold": 1.0} if any(schedule.span for schedule in method.schedules().values()) else {"": 1.0}
 
 
 def training(case, build, where, variants, steps, rounds):

@@ -6,7 +6,6 @@ import numpy as np
 from keras import ops
 
 from keras_gibbs.configuration import register
-from keras_gibbs.methods.base import check_sparsity
 from keras_gibbs.methods.learned import LearnedMask, straight_through
 from keras_gibbs.schedules import Schedule
 
@@ -32,18 +31,14 @@ class EdgePopup(LearnedMask):
     sparsity: float | Schedule
     rescale: str | None = dataclasses.field(default=None, kw_only=True)
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_sparsity(self.sparsity)
-
     def initial_logits(self, shape):
         return np.random.uniform(-1.0, 1.0, shape)
 
-    def scores(self, kernel, state):
-        return ops.absolute(super().scores(kernel, state))
+    def scores(self, weight, state):
+        return ops.absolute(super().scores(weight, state))
 
-    def measure(self, kernel, state, exact):
-        return self.measure_cut(kernel, state, exact)
+    def follow(self, weight, state, exact=False):
+        return self.follow_cut(weight, state, exact)
 
-    def sample(self, kernel, state, uniform):
-        return straight_through(self.mode(kernel, state), ops.absolute(self.logits(state)))
+    def sample(self, weight, state, uniform):
+        return straight_through(self.mode(weight, state), ops.absolute(self.logits(state)))

@@ -8,17 +8,17 @@ from keras import ops
 
 from keras_gibbs.configuration import register
 from keras_gibbs.methods.base import PruningMethod
+from keras_gibbs.methods.traits import ChecksTraining, RemovesUnits, SearchesModel
 from keras_gibbs.schedules import Linear
 from keras_gibbs.search.evolution import LEAST, RULES
 from keras_gibbs.search.objectives import MarginEnergy, Objective
 from keras_gibbs.specs import Spec
 from keras_gibbs.structure.groups import Filter
-from keras_gibbs.structure.layouts import DEPTHWISE, layout_of
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class EDropout(PruningMethod):
+class EDropout(SearchesModel, RemovesUnits, ChecksTraining, PruningMethod):
     """Search for a subnetwork while training: a population of states, one bit a filter or unit, evolves against an energy on every batch.
 
     At every training step each state of the population gets a rival by binary differential evolution; the energies of the rivals are computed on the batch,
@@ -77,7 +77,6 @@ class EDropout(PruningMethod):
     population_chunk: int = dataclasses.field(default=1, kw_only=True)
 
     structure = Filter()
-    searches_model = True
 
     def __post_init__(self):
         if isinstance(self.population, bool) or not isinstance(self.population, (int, np.integer)) or self.population < LEAST:
@@ -106,20 +105,15 @@ class EDropout(PruningMethod):
                 f"change for that reason alone. Received: patience={self.patience!r}, reevaluate_parents=False."
             )
 
-    def check(self, layer, kernel_shape):
-        if isinstance(layer, DEPTHWISE):
+    def check(self, weight):
+        super().check(weight)
+        bias = getattr(weight.owner, "bias", None)
+        outputs = tuple(weight.shape[axis] for axis in weight.layout.outputs)
+        if bias is not None and tuple(bias.shape) != outputs:
             raise ValueError(
-                f"EDropout removes filters, and a depthwise layer such as {layer.name!r} has none. Leave it out with `where=`. Received: {layer!r}."
+                f"EDropout removes a unit with its bias, and layer {weight.owner.name!r} has no bias of its own for every unit. Received: a bias of shape "
+                f"{tuple(bias.shape)} for outputs {outputs}."
             )
-        super().check(layer, kernel_shape)
-        bias = getattr(layer, "bias", None)
-        if bias is not None and kernel_shape is not None:
-            outputs = tuple(kernel_shape[axis] for axis in layout_of(layer, len(kernel_shape)).outputs)
-            if tuple(bias.shape) != outputs:
-                raise ValueError(
-                    f"EDropout removes a unit with its bias, and layer {layer.name!r} has no bias of its own for every unit. Received: a bias of shape "
-                    f"{tuple(bias.shape)} for outputs {outputs}."
-                )
 
     def check_training(self, optimizer, layers):
         if getattr(getattr(optimizer, "inner_optimizer", optimizer), "use_ema", False):
@@ -131,13 +125,10 @@ class EDropout(PruningMethod):
         return {"searching": Linear(1.0, 0.0, begin=self.search, end=self.search)}
 
     def state(self, shape):
-        return {name: Spec(value) for name, value in self.anneal(0.0).items()} | {"bits": Spec(np.ones(shape[2]), "uint8")}
+        return super().state(shape) | {"bits": Spec(np.ones(shape[2]), "uint8")}
 
     def unit_mask(self, state):
         return ops.cast(state["bits"], "float32")
 
-    def sample(self, kernel, state, uniform):
-        return self.mode(kernel, state)
-
-    def mode(self, kernel, state):
-        return ops.reshape(self.unit_mask(state), (1, 1, -1))
+    def mode(self, weight, state):
+        return ops.reshape(self.unit_mask(state), (1, 1, -1, 1))

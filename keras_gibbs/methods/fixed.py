@@ -8,26 +8,29 @@ from keras import ops
 
 from keras_gibbs.configuration import register
 from keras_gibbs.methods.base import PruningMethod
+from keras_gibbs.methods.traits import DiffersByWeight
 from keras_gibbs.specs import Spec
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Fixed(PruningMethod):
+class Fixed(DiffersByWeight, PruningMethod):
     """Train under a mask that never changes: one found elsewhere, or none at all.
 
     Methods that score a network once and then train what they kept end here; so does sparse fine-tuning of a pruned model.
 
     Args:
-        mask: Array of 0 and 1 in the kernel's shape; a dict from layer names to such arrays, for a whole model (layers it does not name keep every
-            weight); or None, which keeps every weight. The mask is saved with the weights, not with the configuration.
+        mask: Array of 0 and 1 in the weight's shape; for a whole model a dict from paths of weights, such as `"encoder/dense/kernel"`, or from layer names
+            to such arrays (weights it does not name are kept); or None, which keeps every weight. The mask is saved with the weights, not with the
+            configuration.
 
     Raises:
-        ValueError: For a mask with other values than 0 and 1, or (when a layer is wrapped) of another shape than its kernel.
+        ValueError: For a mask with other values than 0 and 1, or (when a layer is wrapped) of another shape than its weight; for a name that fits no
+            weight, or several.
 
     Example:
 
-    >>> masks = {layer.name: np.array(layer.mask()) for layer in kg.pruned_layers(pruned)}
+    >>> masks = {path: np.array(mask) for layer in kg.pruned_layers(pruned) for path, mask in layer.masks().items()}
     >>> again = kg.prune(fresh_model, kg.Fixed(masks))
     """
 
@@ -45,27 +48,36 @@ class Fixed(PruningMethod):
     def from_config(cls, config):
         return cls()
 
-    def check_names(self, names):
-        unknown = sorted(set(self.mask) - set(names)) if isinstance(self.mask, dict) else []
-        if unknown:
-            raise ValueError(f"Every mask must belong to a layer with a kernel. Received: masks for {unknown}, which are none. There are {names}.")
+    def check_weights(self, weights):
+        if not isinstance(self.mask, dict):
+            return
+        for key in self.mask:
+            named = [weight.path for weight in weights if key in _names(weight)]
+            if not named:
+                raise ValueError(f"Every mask must belong to a prunable weight. Received: mask={{{key!r}: ...}}. There are {[w.path for w in weights]}.")
+            if len(named) > 1 and key not in named:
+                raise ValueError(f"A mask for a layer must name one weight. Received: mask={{{key!r}: ...}}, which fits {named}. Use one of these paths.")
 
-    def for_layer(self, layer):
-        return Fixed(self.mask.get(layer.name)) if isinstance(self.mask, dict) else self
+    def for_weight(self, weight):
+        if not isinstance(self.mask, dict):
+            return self
+        return Fixed(next((self.mask[name] for name in _names(weight) if name in self.mask), None))
 
-    def check(self, layer, kernel_shape):
-        if kernel_shape is not None and self.mask is not None and np.shape(self.mask) != tuple(kernel_shape):
+    def check(self, weight):
+        if self.mask is not None and np.shape(self.mask) != weight.shape:
             raise ValueError(
-                f"A fixed mask must have its kernel's shape. Received: a mask of shape {np.shape(self.mask)} for layer {layer.name!r}, whose kernel "
-                f"has shape {tuple(kernel_shape)}. For several layers pass a dict from layer names to masks."
+                f"A fixed mask must have the shape of its weight. Received: a mask of shape {np.shape(self.mask)} for weight {weight.path!r}, which has shape "
+                f"{weight.shape}. For several weights pass a dict from paths or layer names to masks."
             )
 
     def state(self, shape):
         mask = np.ones(shape) if self.mask is None else np.reshape(self.mask, shape)
         return {"given_mask": Spec(mask.astype("uint8"), "uint8")}
 
-    def sample(self, kernel, state, uniform):
-        return self.mode(kernel, state)
-
-    def mode(self, kernel, state):
+    def mode(self, weight, state):
         return ops.cast(state["given_mask"], "float32")
+
+
+def _names(weight):
+    """By what a mask may be keyed: the path of its weight, that of the layer, or the layer's name."""
+    return weight.path, weight.path.rpartition("/")[0], weight.owner.name

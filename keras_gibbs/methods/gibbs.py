@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 from keras import ops
 
 from keras_gibbs.configuration import register
@@ -13,7 +14,6 @@ from keras_gibbs.sampling import samplers
 from keras_gibbs.sampling.hamiltonians import FilterCoupling, Hamiltonian, Independent, authors_hamiltonian
 from keras_gibbs.schedules import Geometric, Polynomial, Schedule, as_schedule
 from keras_gibbs.specs import Spec
-from keras_gibbs.structure.layouts import layout_of
 
 SMALLEST = 1e-37  # of a number, before its logarithm is taken
 
@@ -109,10 +109,9 @@ class Gibbs(WeighingMethod):
         """The Hamiltonian in force."""
         return self.hamiltonian or authors_hamiltonian(self.structure)
 
-    def check(self, layer, kernel_shape):
-        super().check(layer, kernel_shape)
-        if kernel_shape is not None:
-            self.law.check_positions(math.prod(kernel_shape[axis] for axis in layout_of(layer, len(kernel_shape)).positions))
+    def check(self, weight):
+        super().check(weight)
+        self.law.check_positions(math.prod(weight.shape[axis] for axis in weight.layout.positions))
 
     def schedules(self):
         beta = self.beta
@@ -123,36 +122,39 @@ class Gibbs(WeighingMethod):
         return super().schedules() | {"beta": as_schedule(beta)}
 
     def state(self, shape):
-        return super().state(shape) | {"threshold": Spec(0.0)}
+        threshold = 0.0 if self.structure.one_contest else np.zeros((1, 1, 1, shape[3]))
+        return super().state(shape) | {"threshold": Spec(threshold)}
 
-    def targets(self, values, groups):
-        rank, offset = ranking.quantile_position(groups, values["sparsity"])
-        return super().targets(values, groups) | {"quantile_rank": rank, "quantile_offset": offset}
+    def counts(self, sparsity, shape, kept=None):
+        groups = shape[2]
+        if kept is None:
+            rank, offset = ranking.quantile_position(groups, sparsity)
+        else:
+            rank, offset = min(groups - kept, groups - 1), 0.0
+        return super().counts(sparsity, shape, kept) | {"quantile_rank": rank, "quantile_offset": offset}
 
-    def shared(self, kept, groups):
-        return {"kept": kept, "quantile_rank": min(groups - kept, groups - 1), "quantile_offset": 0.0}
-
-    def measure(self, kernel, state, exact):
+    def follow(self, weight, state, exact=False):
         """Q: exact, or within 0.001 of the right fraction of the weights, found from the last step's."""
         if exact or "cut_key" not in state:
-            return {"threshold": ranking.quantile(self.scores(kernel, state), state["quantile_rank"], state["quantile_offset"])}
-        key = self.track(kernel, state, state["quantile_rank"], ranking.to_key(state["threshold"]))
+            find = ranking.quantile if self.structure.one_contest else ranking.quantile_in_contests
+            return {"threshold": find(self.scores(weight, state), state["quantile_rank"], state["quantile_offset"])}
+        key = self.track(weight, state, state["quantile_rank"], ranking.to_key(state["threshold"]))
         return {"threshold": ranking.from_key(key), "cut_key": key}  # near the cut too: inference starts its search there
 
-    def field(self, kernel, state):
+    def field(self, weight, state):
         """b, per spin: positive where the weight should go."""
-        worth = self.scores(kernel, state) if self.law.one_spin_per_group else self.worth(kernel, state)
+        worth = self.scores(weight, state) if self.law.one_spin_per_group else self.worth(weight, state)
         if self.scale == "log":
             return ops.log(ops.maximum(state["threshold"], SMALLEST)) - ops.log(ops.maximum(worth, SMALLEST))
         return state["threshold"] - worth
 
-    def draw(self, kernel, state, uniform):
-        field = self.field(kernel, state)
+    def draw(self, weight, state, uniform):
+        field = self.field(weight, state)
         if self.count == "exact":
             return samplers.exactly(-state["beta"] * field, state["kept"], uniform)
         return ops.where(state["sparsity"] > 0, self.law.sample(field, state["beta"], uniform), 1.0)
 
-    def figures(self, kernel, state, uniform):
-        mask = self.sample(kernel, state, uniform)
-        energy = self.law.energy(2.0 * mask - 1.0, self.field(kernel, state))
+    def figures(self, weight, state, uniform):
+        mask = self.sample(weight, state, uniform)
+        energy = self.law.energy(2.0 * mask - 1.0, self.field(weight, state))
         return {"beta": state["beta"], "kept": ops.mean(mask), "energy": ops.mean(energy)}

@@ -7,7 +7,6 @@ import numpy as np
 from keras import ops
 
 from keras_gibbs.configuration import register
-from keras_gibbs.methods.base import check_sparsity
 from keras_gibbs.methods.learned import LearnedMask, straight_through
 from keras_gibbs.schedules import Linear, Schedule
 
@@ -54,8 +53,6 @@ class GumbelSoftmax(LearnedMask):
         super().__post_init__()
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"`temperature` must be greater than 0. Received: temperature={self.temperature!r}. The paper's is 1.")
-        if self.sparsity is not None:
-            check_sparsity(self.sparsity)
 
     def schedules(self):
         schedules = super().schedules()
@@ -69,8 +66,8 @@ class GumbelSoftmax(LearnedMask):
     def initial_logits(self, shape):
         return np.full(shape, self.initial_logit)
 
-    def sample(self, kernel, state, uniform):
-        noise = uniform((1, 1, kernel.shape[2]))
+    def sample(self, weight, state, uniform):
+        noise = uniform((1, 1, *weight.shape[2:]))
         tilted = self.logits(state) + ops.log(noise) - ops.log1p(-noise)
         return straight_through(ops.cast(tilted > 0, "float32"), ops.sigmoid(tilted / self.temperature))
 

@@ -7,11 +7,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gibbs.methods.base import RankedMethod, check_structure
+from keras_gibbs.methods.base import check_sparsity, check_structure
+from keras_gibbs.methods.ranked import RankedMethod
+from keras_gibbs.methods.traits import ChecksTraining, LearnsMasks
 from keras_gibbs.numerics import ranking
 from keras_gibbs.specs import Spec
 from keras_gibbs.structure.groups import Structure, Unstructured
-from keras_gibbs.structure.layouts import is_a
+from keras_gibbs.structure.kinds import is_a
 from keras_gibbs.typing import Tensor
 
 RESCALES = ("smart", "dynamic", None)
@@ -34,7 +36,7 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnedMask(RankedMethod):
+class LearnedMask(LearnsMasks, ChecksTraining, RankedMethod):
     """Base of the methods that learn masks.
 
     Every group has a logit m, a trainable variable; a subclass draws masks from the logits and says how the gradient reaches them. The weights, and
@@ -57,11 +59,14 @@ class LearnedMask(RankedMethod):
     logit_rate: float = dataclasses.field(default=20.0, kw_only=True)
     scale_rate: float = dataclasses.field(default=1.0, kw_only=True)
 
-    learns_masks = True
     sparsity = None  # where a subclass has a target, exactly the groups with the largest scores are kept; otherwise those with m >= 0
 
     def __post_init__(self):
         check_structure(self.structure)
+        if self.sparsity is not None:
+            self.structure.check_sparsity(check_sparsity(self.sparsity))
+        elif not self.structure.one_contest:
+            raise ValueError(f"{self.structure.brief()} keeps a number of groups, so it needs a `sparsity`. Received: sparsity=None.")
         if self.rescale not in RESCALES:
             raise ValueError(f"`rescale` must be 'smart', 'dynamic' or None. Received: rescale={self.rescale!r}.")
         if self.signed_constant not in (True, False, None, "conv"):
@@ -78,14 +83,11 @@ class LearnedMask(RankedMethod):
     def schedules(self):
         return {} if self.sparsity is None else super().schedules()
 
-    def targets(self, values, groups):
-        return {} if self.sparsity is None else super().targets(values, groups)
+    def mode(self, weight, state):
+        return ops.cast(self.logits(state) >= 0, "float32") if self.sparsity is None else super().mode(weight, state)
 
-    def tracks(self, shape):
-        return self.sparsity is not None and super().tracks(shape)
-
-    def mode(self, kernel, state):
-        return ops.cast(self.logits(state) >= 0, "float32") if self.sparsity is None else super().mode(kernel, state)
+    def decide(self, weight, state):
+        return {} if self.sparsity is None else super().decide(weight, state)
 
     def initial_logits(self, shape: tuple[int, ...]) -> np.ndarray:
         """The logits that training starts from."""
@@ -93,37 +95,40 @@ class LearnedMask(RankedMethod):
 
     def state(self, shape):
         state = super().state(shape)
-        state["logits"] = Spec(self.initial_logits((1, 1, shape[2])) / self.logit_rate, trainable=True)
+        # One contest takes no axis here: so the optimizer's own variables have the shape that they have in files of version 0.1.
+        logits = self.initial_logits((1, 1, shape[2]) if self.structure.one_contest else (1, 1, *shape[2:]))
+        state["logits"] = Spec(logits / self.logit_rate, trainable=True)
         if self.rescale == "smart":
             state["scale"] = Spec(1.0 / self.scale_rate, trainable=True)
         return state
 
     def logits(self, state) -> Tensor:
-        """m of every group, `(1, 1, groups)`."""
-        return multiplied(state["logits"], self.logit_rate)
+        """m of every group, `(1, 1, groups, contests)`."""
+        logits = multiplied(state["logits"], self.logit_rate)
+        return logits[..., None] if self.structure.one_contest else logits
 
-    def scores(self, kernel, state):
+    def scores(self, weight, state):
         return ops.stop_gradient(self.logits(state))
 
-    def keys(self, kernel, state):
-        return ranking.to_key(self.scores(kernel, state))
+    def keys_of(self, scores):
+        return ranking.to_key(scores)
 
-    def apply(self, kernel, mask, state):
-        masked = kernel * mask
+    def apply(self, weight, mask, state):
+        masked = weight * mask
         if self.rescale == "smart":
-            return masked * ops.cast(multiplied(state["scale"], self.scale_rate), kernel.dtype)
+            return masked * ops.cast(multiplied(state["scale"], self.scale_rate), weight.dtype)
         if self.rescale == "dynamic":
             kept = ops.sum(ops.stop_gradient(mask))
             return masked * (math.prod(mask.shape) / ops.maximum(kept, 1))
         return masked
 
-    def replaces_kernel(self, layer):
+    def replaces(self, weight):
         wanted = not self.train_weights if self.signed_constant is None else self.signed_constant
-        return bool(wanted) and not (wanted == "conv" and is_a(layer, keras.layers.Dense, keras.layers.EinsumDense))
+        return bool(wanted) and not (wanted == "conv" and is_a(weight.owner, "Dense", "EinsumDense"))
 
-    def prepare(self, kernel):
-        size = ops.cast(ops.std(ops.cast(kernel, "float32")), kernel.dtype)
-        return ops.where(kernel < 0, -size, size)
+    def prepare(self, value):
+        size = ops.cast(ops.std(ops.cast(value, "float32")), value.dtype)
+        return ops.where(value < 0, -size, size)
 
     def check_training(self, optimizer, layers):
         inner = getattr(optimizer, "inner_optimizer", optimizer)
@@ -138,6 +143,6 @@ class LearnedMask(RankedMethod):
                 "`trainable = True` on some, or leave `train_weights` out to learn masks alone."
             )
 
-    def figures(self, kernel, state, uniform):
-        figures = {"kept": ops.mean(self.sample(kernel, state, uniform))}
+    def figures(self, weight, state, uniform):
+        figures = {"kept": ops.mean(self.sample(weight, state, uniform))}
         return figures | ({"scale": state["scale"] * self.scale_rate} if self.rescale == "smart" else {})

@@ -34,8 +34,8 @@ class Magnitude(WeighingMethod):
     Reference: Zhu & Gupta 2017, https://arxiv.org/abs/1710.01878.
     """
 
-    def measure(self, kernel, state, exact):
-        return self.measure_cut(kernel, state, exact)
+    def follow(self, weight, state, exact=False):
+        return self.follow_cut(weight, state, exact)
 
-    def draw(self, kernel, state, uniform):
-        return self.top(kernel, state)
+    def draw(self, weight, state, uniform):
+        return self.top(weight, state)

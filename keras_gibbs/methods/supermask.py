@@ -28,7 +28,7 @@ class Supermask(LearnedMask):
 
     rescale: str | None = dataclasses.field(default="dynamic", kw_only=True)
 
-    def sample(self, kernel, state, uniform):
+    def sample(self, weight, state, uniform):
         probability = ops.sigmoid(self.logits(state))
-        drawn = ops.cast(1.0 - uniform((1, 1, kernel.shape[2])) <= probability, "float32")
+        drawn = ops.cast(1.0 - uniform((1, 1, *weight.shape[2:])) <= probability, "float32")
         return straight_through(drawn, probability)

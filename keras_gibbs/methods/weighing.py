@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 from keras import ops
 
-from keras_gibbs.methods.base import RankedMethod, check_sparsity, check_structure
+from keras_gibbs.methods.base import check_sparsity, check_structure
+from keras_gibbs.methods.ranked import RankedMethod, mean_over_groups
+from keras_gibbs.methods.traits import ObservesGradients
 from keras_gibbs.schedules import Schedule
 from keras_gibbs.scores.criteria import Criterion, SquaredWeight
 from keras_gibbs.specs import Spec
@@ -15,7 +17,7 @@ from keras_gibbs.typing import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
-class WeighingMethod(RankedMethod):
+class WeighingMethod(ObservesGradients, RankedMethod):
     """A method whose final mask keeps exactly the groups of the highest mean worth: the base of `Gibbs` and `Magnitude`.
 
     Attributes:
@@ -35,12 +37,18 @@ class WeighingMethod(RankedMethod):
     settle: float | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
-        check_sparsity(self.sparsity)
+        sparsity = check_sparsity(self.sparsity)
         check_structure(self.structure)
+        self.structure.check_sparsity(sparsity)
         if not isinstance(self.criterion, Criterion):
             raise TypeError(f"`criterion` must be an object such as `CurvatureEnergy()`. Received: criterion={self.criterion!r}.")
         if self.scope not in SCOPES:
             raise ValueError(f"`scope` must be one of {SCOPES}. Received: scope={self.scope!r}.")
+        if self.scope != "layer" and not self.structure.one_contest:
+            raise ValueError(
+                f"{self.structure.brief()} fixes how many are kept of every few weights, so nothing can be shared out. Received: scope={self.scope!r}. "
+                "Use `scope='layer'`."
+            )
         if not 0.0 <= self.floor <= 1.0 or (self.floor and self.scope != "global"):
             raise ValueError(
                 "`floor`, the least density of a layer as a fraction of that of the network, lies in [0, 1] and goes with `scope='global'`. "
@@ -54,38 +62,51 @@ class WeighingMethod(RankedMethod):
     def state(self, shape):
         state = super().state(shape) | self.criterion.state(shape)
         if self.settle is not None:
-            state |= {"held": Spec(np.zeros((1, 1, shape[2])), "uint8"), "settled": Spec(0, "uint8")}
+            state |= {"settled_mask": Spec(np.zeros((1, 1, *shape[2:])), "uint8"), "settled": Spec(0, "uint8")}
         return state
 
     @property
-    def observes(self):
-        return tuple(self.criterion.state((1, 1, 1)))
+    def observed(self):
+        return tuple(self.criterion.state((1, 1, 1, 1)))
 
     def observe(self, gradient, state):
         return self.criterion.observe(gradient, state)
 
-    def worth(self, kernel: Tensor, state) -> Tensor:
-        """What every weight is worth, in the shape of `kernel`."""
-        return self.criterion.worth(kernel, state)
+    def worth(self, weight: Tensor, state) -> Tensor:
+        """What every weight is worth, in the shape of `weight`."""
+        return self.criterion.worth(weight, state)
 
-    def scores(self, kernel, state):
-        return ops.mean(self.worth(kernel, state), axis=(0, 1), keepdims=True)
+    def scores(self, weight, state):
+        return mean_over_groups(self.worth(weight, state), state)
 
-    def sample(self, kernel, state, uniform):
-        return self._unless_held(state, lambda: self.draw(kernel, state, uniform))
+    def sample(self, weight, state, uniform):
+        return self._unless_settled(state, lambda: self.draw(weight, state, uniform))
 
-    def draw(self, kernel: Tensor, state, uniform) -> Tensor:
-        """`sample` for as long as the mask is not held."""
+    def draw(self, weight: Tensor, state, uniform) -> Tensor:
+        """`sample` for as long as the mask has not settled."""
         raise NotImplementedError
 
-    def mode(self, kernel, state):
-        return self._unless_held(state, lambda: self.top(kernel, state))
+    def mode(self, weight, state):
+        return self._unless_settled(state, lambda: self.top(weight, state))
 
-    def top(self, kernel: Tensor, state) -> Tensor:
+    def top(self, weight: Tensor, state) -> Tensor:
         """The mask of the groups of the highest scores."""
-        return super().mode(kernel, state)
+        return super().mode(weight, state)
 
-    def _unless_held(self, state, find):
+    def revise(self, weight, state, progress, uniform):
+        """Anneal; and from the progress `settle` on, hold the deterministic mask of that moment."""
+        updates = super().revise(weight, state, progress, uniform)
+        if self.settle is None:
+            return updates
+        if progress < self.settle:
+            return updates | {"settled": 0}
+        if not int(ops.convert_to_numpy(state["settled"])):
+            state = {**state, **updates}
+            mask = self.top(weight, state | self.decide(weight, state))
+            updates |= {"settled_mask": ops.cast(mask, "uint8"), "settled": 1}
+        return updates
+
+    def _unless_settled(self, state, find):
         if self.settle is None:
             return find()
-        return ops.cond(state["settled"] > 0, lambda: ops.cast(state["held"], "float32"), find)
+        return ops.cond(state["settled"] > 0, lambda: ops.cast(state["settled_mask"], "float32"), find)

@@ -4,6 +4,7 @@ import functools
 import os
 
 import keras
+import numpy as np
 
 
 def compiled(function):
@@ -35,3 +36,14 @@ def compiled(function):
 
         return jax.jit(function)
     return function
+
+
+def is_known(value) -> bool:
+    """Whether the values of a tensor, or of a number, can be read now: not within a function that is being traced."""
+    if isinstance(value, (int, float, np.generic, np.ndarray)):
+        return True
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, keras.KerasTensor) and hasattr(value, "numpy")

@@ -34,8 +34,8 @@ class Uniform:
     """A source of uniform float32 numbers in [0, 1), fixed by a key and a counter.
 
     Args:
-        key: The seed of one layer: a Python int, of which the low 64 bits count, or its two halves, low first, as a uint32 tensor of shape (2,).
-        counter: Scalar uint32 tensor (or int), the number of the draw: one more for every training step.
+        key: The seed of one weight: a Python int, of which the low 64 bits count, or its two halves, low first, as an int32 or uint32 tensor of shape (2,).
+        counter: Scalar int32 or uint32 tensor (or int), the number of the draw: one more for every training step.
 
     Call arguments:
         shape: Tuple of ints, the shape of the numbers.
@@ -52,7 +52,7 @@ class Uniform:
     """
 
     def __init__(self, key: int | Tensor, counter: Tensor):
-        low, high = (_word(key), _word(key >> 32)) if isinstance(key, int) else (key[0], key[1])
+        low, high = (_word(key), _word(key >> 32)) if isinstance(key, int) else ops.unstack(ops.cast(key, "uint32"), 2)
         counter = ops.cast(counter, "uint32")
         self._first = _mix(counter * _word(_GOLDEN) + low)
         self._second = _mix(self._first + high + _word(_GOLDEN))
@@ -65,6 +65,11 @@ class Uniform:
         bits = _mix(position * _word(_GOLDEN) + first, inject=second)
         uniform = ops.cast(ops.right_shift(bits, _word(8)), "float32") * np.float32(2.0**-24)
         return ops.reshape(uniform, shape)
+
+
+def halves(seed: int) -> np.ndarray:
+    """The two halves of a 64-bit seed, low first, as the bits of int32 `(2,)`: a dtype that every strategy can hand round."""
+    return np.array([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF], "uint32").view("int32")
 
 
 def split(seed: int, index: int) -> int:

@@ -10,7 +10,7 @@ everything around it (threshold, annealing, the exact final mask), so a new law 
 ...     bias: float = 0.001
 ...
 ...     def energy(self, spins, field):
-...         return keras.ops.sum(0.5 * (field - self.bias) * spins, axis=(-3, -2))
+...         return keras.ops.sum(0.5 * (field - self.bias) * spins, axis=(-4, -3))
 ...
 ...     def sample(self, field, beta, uniform):
 ...         return kg.sampling.bernoulli(-beta * (field - self.bias), uniform)
@@ -51,11 +51,11 @@ class Hamiltonian(Configuration):
         """Energy of each group.
 
         Args:
-            spins: float32 tensor of -1 and +1, shape `(..., channels, positions, groups)`.
-            field: float32 tensor `(channels, positions, groups)`, b = Q - w^2, in units of squared weights.
+            spins: float32 tensor of -1 and +1, shape `(..., channels, positions, groups, contests)`.
+            field: float32 tensor `(channels, positions, groups, contests)`, b = Q - w^2, in units of squared weights.
 
         Returns:
-            float32 tensor `(..., groups)`.
+            float32 tensor `(..., groups, contests)`.
         """
         raise NotImplementedError
 
@@ -85,7 +85,7 @@ class Independent(Hamiltonian):
     one_spin_per_group = True
 
     def energy(self, spins, field):
-        return ops.sum(0.5 * field * spins, axis=(-3, -2))
+        return ops.sum(0.5 * field * spins, axis=(-4, -3))
 
     def sample(self, field, beta, uniform):
         return samplers.bernoulli(-beta * field, uniform)
@@ -126,9 +126,9 @@ class KernelCoupling(Hamiltonian):
         return 1.0 if self.convention == "reference" else 0.5
 
     def energy(self, spins, field):
-        magnetization = ops.sum(spins, axis=(-3, -2))
+        magnetization = ops.sum(spins, axis=(-4, -3))
         count = field.shape[0] * field.shape[1]
-        return self._scale * (ops.sum(field * spins, axis=(-3, -2)) - self.c * (magnetization**2 - count))
+        return self._scale * (ops.sum(field * spins, axis=(-4, -3)) - self.c * (magnetization**2 - count))
 
     def sample(self, field, beta, uniform):
         flat = ops.reshape(field, (-1, field.shape[2]))
@@ -163,12 +163,12 @@ class FilterCoupling(Hamiltonian):
 
     def energy(self, spins, field):
         half = field.shape[0] // 2
-        one = ops.sum(spins[..., :half, :, :], axis=(-3, -2))
-        other = ops.sum(spins[..., half:, :, :], axis=(-3, -2))
-        return 0.5 * (ops.sum(field * spins, axis=(-3, -2)) - self.c * one * other)
+        one = ops.sum(spins[..., :half, :, :, :], axis=(-4, -3))
+        other = ops.sum(spins[..., half:, :, :, :], axis=(-4, -3))
+        return 0.5 * (ops.sum(field * spins, axis=(-4, -3)) - self.c * one * other)
 
     def sample(self, field, beta, uniform):
-        return samplers.chromatic_spins(field, beta, self.c, uniform, self.sweeps)
+        return samplers.chromatic_spins(field[..., 0], beta, self.c, uniform, self.sweeps)[..., None]
 
 
 def authors_hamiltonian(structure: Structure) -> Hamiltonian:

@@ -38,8 +38,8 @@ def exactly(logit: Tensor, kept: Tensor, uniform: Callable) -> Tensor:
     costs one threshold.
 
     Args:
-        logit: Finite float tensor of any shape; adding a constant to all changes nothing.
-        kept: Scalar int32 in [0, size], how many are 1.
+        logit: Finite float tensor `(1, 1, groups, contests)`; adding a constant to all of a contest changes nothing.
+        kept: Scalar int32 in [0, groups], how many are 1 in every contest.
         uniform: The source of noise.
 
     Returns:
@@ -49,7 +49,7 @@ def exactly(logit: Tensor, kept: Tensor, uniform: Callable) -> Tensor:
     """
     noise = uniform(logit.shape) + np.float32(2.0**-25)  # in (0, 1)
     keys = ranking.to_key(logit + ops.log(noise) - ops.log(1.0 - noise))
-    return ranking.keep(keys, *ranking.cut(keys, kept))
+    return ranking.top(keys, kept)
 
 
 def _kept(logit, noise):

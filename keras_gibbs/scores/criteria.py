@@ -1,13 +1,13 @@
 """Criteria: what a weight is worth, by which methods decide what stays.
 
-A criterion looks at one kernel, arranged as `(channels, positions, groups)`, and may keep state that follows the gradients of training. A new one is one
-small class:
+A criterion looks at one weight, arranged as `(channels, positions, groups, contests)`, and may keep state that follows the gradients of training. A new
+one is one small class:
 
 >>> @keras.saving.register_keras_serializable(package="my_project")
 ... @dataclasses.dataclass(frozen=True)
 ... class AbsoluteWeight(kg.Criterion):
-...     def worth(self, kernel, state):
-...         return keras.ops.absolute(kernel)
+...     def worth(self, weight, state):
+...         return keras.ops.absolute(weight)
 >>> kg.Magnitude(0.9, criterion=AbsoluteWeight())
 """
 
@@ -26,16 +26,16 @@ TINY = 1e-20  # far below any squared gradient: where none was seen yet, weights
 class Criterion(Configuration):
     """Base of the criteria; a subclass is a frozen dataclass of its constants."""
 
-    def worth(self, kernel: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """What every weight is worth: float32, not negative, in the shape of `kernel`."""
+    def worth(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """What every weight is worth: float32, not negative, in the shape of `weight`."""
         raise NotImplementedError
 
-    def state(self, shape: tuple[int, int, int]) -> dict[str, Spec]:
-        """State variables that follow the gradients, for a kernel of `shape`; every one with `overwritten=True`."""
+    def state(self, shape: tuple[int, int, int, int]) -> dict[str, Spec]:
+        """State variables that follow the gradients, for a weight of arranged `shape`; every one with `overwritten=True`."""
         return {}
 
     def observe(self, gradient: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state after a training step in which the loss had `gradient` with respect to the masked kernel, float32 in the kernel's arranged shape."""
+        """The state after a training step in which the loss had `gradient` with respect to the masked weight, float32 in the weight's arranged shape."""
         return {}
 
 
@@ -49,8 +49,8 @@ class SquaredWeight(Criterion):
     >>> kg.Gibbs(0.9, criterion=kg.SquaredWeight())
     """
 
-    def worth(self, kernel, state):
-        return kernel * kernel
+    def worth(self, weight, state):
+        return weight * weight
 
 
 @register
@@ -58,7 +58,7 @@ class SquaredWeight(Criterion):
 class CurvatureEnergy(Criterion):
     """w^2 F, the expected rise of the loss (up to a factor of one half) when a weight is removed.
 
-    F is a running mean of the squared gradient with respect to the masked kernel: an estimate of the diagonal of the Hessian, which removed weights have as
+    F is a running mean of the squared gradient with respect to the masked weight: an estimate of the diagonal of the Hessian, which removed weights have as
     well, since the loss looks at the kernel after its mask. It costs no pass of its own. Worths are in units of the loss, so that those of different layers
     can be compared with `scope="global"`; give that a `floor`, for a layer that loses most of its weights early otherwise loses them all.
 
@@ -85,8 +85,8 @@ class CurvatureEnergy(Criterion):
         if not 0.0 <= self.decay < 1.0:
             raise ValueError(f"`decay` must lie in [0, 1). Received: decay={self.decay!r}. 0.998 remembers about 500 steps.")
 
-    def worth(self, kernel, state):
-        return kernel * kernel * (state["curvature"] + TINY)
+    def worth(self, weight, state):
+        return weight * weight * (state["curvature"] + TINY)
 
     def state(self, shape):
         return {"curvature": Spec(np.zeros(shape), overwritten=True)}

@@ -5,12 +5,13 @@ import numpy as np
 from keras import ops
 
 from keras_gibbs.structure import graph
-from keras_gibbs.structure.layouts import is_a
+from keras_gibbs.structure.kinds import is_a
+from keras_gibbs.structure.outputs import at_output, output_layer
 
 
 def ends_in(model) -> str | None:
     """The name of the activation on the output of a model with one output; None where it cannot be told."""
-    layer = graph.output_layer(model)
+    layer = output_layer(model)
     return "softmax" if is_a(layer, keras.layers.Softmax) else getattr(getattr(layer, "activation", None), "__name__", None)
 
 
@@ -79,7 +80,7 @@ def _check_stacked(model):
     for layer in graph.walk(model):
         if _has_seed(layer) and getattr(layer, "rate", None) != 0:
             raise ValueError(f"Candidates cannot share a forward pass where layer {layer.name!r} draws noise. Use `population_chunk=1`.")
-    protected = graph.at_output(model)
+    protected = at_output(model)
     for layer in graph.leaves(model):
         if id(layer) in protected or not hasattr(layer, "kernel"):
             continue

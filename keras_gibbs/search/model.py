@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_gibbs.configuration import register
 from keras_gibbs.layers import Pruned, pruned_layers
+from keras_gibbs.methods.traits import SearchesModel
 from keras_gibbs.search.checks import ends_in
 from keras_gibbs.search.population import Searching, assign_in_replica, logarithm
 
@@ -38,7 +39,7 @@ class SearchedModel(Searching, keras.Model):
         return model
 
     def layers_in_order(self) -> list[Pruned]:
-        return [layer for layer in pruned_layers(self) if layer.method.searches_model]
+        return [layer for layer in pruned_layers(self) if isinstance(layer.method, SearchesModel)]
 
     def plain(self) -> keras.Model:
         """The same layers as an ordinary functional model."""
@@ -68,13 +69,13 @@ class SearchedModel(Searching, keras.Model):
 
     def _run_under(self, model, state, x):
         """What `model`, this one or one that shares its layers, gives in training under a state; nothing is written."""
-        values = {id(layer.bits): ops.cast(state[part], "uint8") for layer, part in self._parts}
+        values = {id(masked.state["bits"]): ops.cast(state[part], "uint8") for masked, part in self._parts}
         trainable = [variable.value for variable in model.trainable_variables]
         others = [values.get(id(variable), variable.value) for variable in model.non_trainable_variables]
         return model.stateless_call(trainable, others, x, training=True)[0]
 
     def _features(self, x):
-        model = keras.Model(self.input, {layer.name: layer.output for layer in self.layers_in_order()})
+        model = keras.Model(self.input, {layer.path_in_model: layer.output for layer in self.layers_in_order()})
         return self._run_under(model, self.best_state(), x)
 
     # Training.
@@ -87,7 +88,7 @@ class SearchedModel(Searching, keras.Model):
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
         self._check_batch(x)
         self.search(x, y)
-        removed = [(variable, mask, variable.value + 0) for layer in self.layers_in_order() for variable, mask in layer.removed()]
+        removed = [(variable, mask, variable.value + 0) for masked in self.weights_in_order() for variable, mask in masked.removed()]
         logs = super().train_step(batch)
         for variable, mask, before in removed:
             assign_in_replica(variable.value, ops.where(mask > 0, variable.value, before))
@@ -100,7 +101,7 @@ class SearchedModel(Searching, keras.Model):
         mapping = list(zip(self.trainable_variables + self.non_trainable_variables, [*trainable, *others], strict=True))
         with keras.StatelessScope(state_mapping=mapping) as scope:
             self.search(x, y)
-            masks = {id(variable): mask for layer in self.layers_in_order() for variable, mask in layer.removed()}
+            masks = {id(variable): mask for masked in self.weights_in_order() for variable, mask in masked.removed()}
         others = [scope.get_current_value(variable) for variable in self.non_trainable_variables]
         logs, (after, *rest) = super().train_step((trainable, others, *rest), batch)
         kept = [masks.get(id(variable)) for variable in self.trainable_variables]

@@ -19,9 +19,8 @@ SMALLEST_PROBABILITY = 1e-7  # of a softmax output, before its logarithm is take
 class Searching:
     """The search of a model whose layers are wrapped with `EDropout`, as a mixin for the models of one Keras or another.
 
-    A model has a constructor that calls `start_search`, its searched `layers_in_order`, `_logits` that runs candidates, and `_features`. Its layers have
-    `method`, `groups`, `values`, `unit_mask`, `set_bits` and `arranged_kernel` as `Pruned` has them. Population, energies and the state of the noise are
-    variables of the model, saved and loaded with it.
+    A model has a constructor that calls `start_search`, its searched `layers_in_order` with their `masked_weights`, `_logits` that runs candidates, and
+    `_features`. Population, energies and the state of the noise are variables of the model, saved and loaded with it.
     """
 
     sequence = keras.utils.PyDataset  # the class of data that come in batches by index
@@ -29,10 +28,9 @@ class Searching:
 
     def start_search(self) -> None:
         """Make the variables of the search."""
-        layers = self.layers_in_order()
-        seed = [layer.seed for layer in layers]
+        seed = [layer.seed for layer in self.layers_in_order()]
         self._key = self.add_state("search_key", np.random.SeedSequence(seed).generate_state(2, np.uint32), "uint32")
-        start = evolution.start(self.method, [layer.groups for layer in layers], seed)
+        start = evolution.start(self.method, self._sizes(), seed)
         # Not a dict, which Keras would track, and with it the variables a second time.
         self._search_state = types.MappingProxyType({name: self.add_state(name, *value) for name, value in start.items()})
         self._first_trace = True
@@ -45,6 +43,13 @@ class Searching:
         """The wrapped layers, in the order of the bits; not an attribute, which would be saved a second time."""
         raise NotImplementedError
 
+    def weights_in_order(self) -> list:
+        """The masked weights, each with one bit a unit, in the order of the bits."""
+        return [masked for layer in self.layers_in_order() for masked in layer.masked_weights]
+
+    def _sizes(self):
+        return [masked.groups for masked in self.weights_in_order()]
+
     def _logits(self, bits, x):
         """What the model gives in training under the states `bits`, float32 `(S, D)`; logarithms where it ends in a softmax. Nothing is to change."""
         raise NotImplementedError
@@ -55,10 +60,9 @@ class Searching:
 
     @property
     def _parts(self) -> list[tuple]:
-        """The wrapped layers, each with the slice of its bits."""
-        layers = self.layers_in_order()
-        ends = np.cumsum([0] + [layer.groups for layer in layers])
-        return [(layer, slice(int(start), int(stop))) for layer, start, stop in zip(layers, ends, ends[1:], strict=False)]
+        """The masked weights, each with the slice of its bits."""
+        ends = np.cumsum([0] + self._sizes())
+        return [(masked, slice(int(start), int(stop))) for masked, start, stop in zip(self.weights_in_order(), ends, ends[1:], strict=False)]
 
     @property
     def method(self):
@@ -78,7 +82,7 @@ class Searching:
     @property
     def converged(self) -> bool:
         """Whether the search has ended."""
-        return bool(self._read("converged")) or float(ops.convert_to_numpy(self.layers_in_order()[0].values()["searching"])) <= 0
+        return bool(self._read("converged")) or float(ops.convert_to_numpy(self.weights_in_order()[0].values()["searching"])) <= 0
 
     def _read(self, name):
         return ops.convert_to_numpy(self._search_state[name])
@@ -101,9 +105,8 @@ class Searching:
 
     def restart(self) -> None:
         """Begin another search, with a new population, after one has ended."""
-        layers = self.layers_in_order()
-        seed = [int(self._read("generation")), *(layer.seed for layer in layers)]
-        for name, (value, dtype) in evolution.start(self.method, [layer.groups for layer in layers], seed).items():
+        seed = [int(self._read("generation")), *(layer.seed for layer in self.layers_in_order())]
+        for name, (value, dtype) in evolution.start(self.method, self._sizes(), seed).items():
             if name != "generation":
                 self._search_state[name].assign(np.asarray(value, dtype))
 
@@ -111,13 +114,13 @@ class Searching:
 
     def best_state(self) -> Tensor:
         """The bits in force, float32 `(D,)`."""
-        return ops.concatenate([layer.unit_mask() for layer in self.layers_in_order()])
+        return ops.concatenate([masked.unit_mask() for masked in self.weights_in_order()])
 
     def parameters(self) -> np.ndarray:
         """How many weights and biases each bit removes, float32 `(D,)`."""
-        layers = self.layers_in_order()
-        counts = [_size(layer.layer) // layer.groups for layer in layers]
-        return np.repeat(counts, [layer.groups for layer in layers]).astype("float32")
+        weights = self.weights_in_order()
+        counts = [sum(math.prod(part.shape) for part in (masked.variable, masked.bias) if part is not None) // masked.groups for masked in weights]
+        return np.repeat(counts, self._sizes()).astype("float32")
 
     def kept_fraction(self, bits: Tensor) -> Tensor:
         """The fraction of the parameters of the searched layers that `bits`, `(D,)` or `(S, D)`, keep."""
@@ -134,13 +137,13 @@ class Searching:
             self.method,
             state,
             applied=self.best_state() > 0,
-            over=self.layers_in_order()[0].values()["searching"] <= 0,
+            over=self.weights_in_order()[0].values()["searching"] <= 0,
             score=lambda states: self.scores(states, x, y),
             key=ops.convert_to_tensor(self._key),
             reduce=_mean_over_replicas,
         )
-        for layer, part in self._parts:
-            layer.set_bits(best[part])
+        for masked, part in self._parts:
+            masked.state["bits"].assign(ops.cast(best[part], "uint8"))
         for name, value in state.items():
             self._search_state[name].assign(value)
 
@@ -154,9 +157,9 @@ class Searching:
             logits=self._logits(bits, x),
             labels=self._labels(y),
             bits=bits,
-            layers={layer.layer.name: part for layer, part in self._parts},
+            layers={_layer_path(masked): part for masked, part in self._parts},
             parameters=ops.convert_to_tensor(self.parameters()),
-            kernels={layer.layer.name: layer.arranged_kernel() for layer, _ in self._parts},
+            kernels={_layer_path(masked): masked.masks.arrange(masked.value())[..., 0] for masked, _ in self._parts},
             features=lambda: self._features(x),
         )
         energies = ops.cast(method.objective(context), "float32")
@@ -235,5 +238,5 @@ def _mean_over_replicas(costs):
     return context.all_reduce(tf.distribute.ReduceOp.MEAN, costs)
 
 
-def _size(layer):
-    return math.prod(layer.kernel.shape) + (0 if layer.bias is None else math.prod(layer.bias.shape))
+def _layer_path(masked):
+    return masked.path.rpartition("/")[0]

@@ -1,68 +1,68 @@
-"""How a kernel falls into groups of weights that live or die together.
+"""How a weight falls into groups that live or die together, and which groups compete.
 
-Every structure sees a kernel as a matrix of three axes, `(channels, positions, groups)`: column `g` holds the weights of group `g`, spread over
-the input channels it reads and its spatial positions. Scores, masks and samplers work on this arrangement and know no Keras layout.
+Every structure arranges a weight as four axes, `(channels, positions, groups, contests)`: a column is a group, spread over the input channels it reads
+and its spatial positions; a contest is a set of groups of which a fixed number is kept. Scores, masks and samplers work on this arrangement and know no
+Keras layout. A structure with one contest says which axes of a weight a group spans; one that cuts axes into pieces overrides `arrange` and `restore`.
 """
 
 import dataclasses
 import math
 
-import keras
+import numpy as np
 from keras import ops
 
 from keras_gibbs.configuration import Configuration, register
-from keras_gibbs.structure.layouts import DEPTHWISE, Layout, is_a, standard_layout
+from keras_gibbs.structure.layouts import Layout
 from keras_gibbs.typing import Tensor
 
 
 class Structure(Configuration):
-    """Base of the structures. A subclass says which axes of a kernel a group spans; everything else follows."""
+    """Base of the structures.
 
-    removes_outputs = False  # True where removing a group removes an output channel of the layer
+    Attributes:
+        removes_outputs: True where removing a group removes an output channel of the layer.
+        one_contest: False where the groups of a weight fall into several contests.
+    """
+
+    removes_outputs = False
+    one_contest = True
 
     def axes(self, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """The kernel axes that become (channels, positions, groups)."""
+        """The axes of the weight that become (channels, positions, groups)."""
         raise NotImplementedError
 
-    def check(self, layer: keras.layers.Layer) -> None:
-        """Raise `ValueError` where the structure makes no sense for `layer`."""
+    def check(self, weight) -> None:
+        """Raise `ValueError` where the structure makes no sense for `weight`, a `Prunable`."""
 
-    def arrange(self, x: Tensor, layout: Layout | None = None) -> Tensor:
-        """Bring `x`, shaped like a kernel, into the form `(channels, positions, groups)`."""
-        layout = layout or standard_layout(len(x.shape))
+    def check_sparsity(self, sparsity) -> None:
+        """Raise `ValueError` where the structure cannot have this final `sparsity`, a schedule."""
+
+    def arrange(self, x: Tensor, layout: Layout) -> Tensor:
+        """Bring `x`, shaped like the weight, into the form `(channels, positions, groups, contests)`; what is filled in is 0."""
         parts = self.axes(layout)
         order = sum(parts, ())
         sizes = [math.prod(x.shape[axis] for axis in part) for part in parts]
         if order != tuple(range(len(order))):
             x = ops.transpose(x, order)
-        return ops.reshape(x, sizes)
+        return ops.reshape(x, (*sizes, 1))
 
-    def restore(self, x: Tensor, shape: tuple[int, ...], layout: Layout | None = None) -> Tensor:
-        """Undo `arrange`: `x` broadcasts to `(channels, positions, groups)`; the result has the kernel's `shape`."""
-        layout = layout or standard_layout(len(shape))
+    def restore(self, x: Tensor, shape: tuple[int, ...], layout: Layout) -> Tensor:
+        """Undo `arrange`: `x` broadcasts to `(channels, positions, groups, contests)`; the result has the weight's `shape`."""
         parts = self.axes(layout)
         order = sum(parts, ())
-        x = ops.broadcast_to(x, [math.prod(shape[axis] for axis in part) for part in parts])
+        x = ops.broadcast_to(x, [*(math.prod(shape[axis] for axis in part) for part in parts), 1])
         x = ops.reshape(x, [shape[axis] for axis in order])
         if order != tuple(range(len(order))):
             x = ops.transpose(x, [order.index(axis) for axis in range(len(order))])
         return x
 
-    def pool(self, x: Tensor, layout: Layout | None = None) -> Tensor:
-        """Mean of `x` over each group.
+    def shape(self, shape: tuple[int, ...], layout: Layout) -> tuple[int, int, int, int]:
+        """The arranged shape of a weight of `shape`: (channels, positions, groups, contests)."""
+        return (*(math.prod(shape[axis] for axis in part) for part in self.axes(layout)), 1)
 
-        Args:
-            x: Tensor in the kernel's shape.
-            layout: Layout of the kernel; the standard `(*positions, in, out)` by default.
-
-        Returns:
-            Tensor of shape `(groups,)`.
-        """
-        return ops.mean(self.arrange(x, layout), axis=(0, 1))
-
-    def expand(self, groups: Tensor, shape: tuple[int, ...], layout: Layout | None = None) -> Tensor:
-        """Give every weight the value of its group: `groups` of shape `(groups,)`, the result of kernel shape `shape`."""
-        return self.restore(ops.reshape(groups, (1, 1, -1)), shape, layout)
+    def filled(self, shape: tuple[int, ...], layout: Layout) -> np.ndarray | None:
+        """Where the arranged form holds entries of the weight, bool `(channels, positions, groups, contests)`; None where it holds nothing else."""
+        return None
 
 
 @register
@@ -76,7 +76,7 @@ class Unstructured(Structure):
     """
 
     def axes(self, layout):
-        return (), (), tuple(range(len(layout.positions + layout.inputs + layout.outputs)))
+        return (), (), tuple(range(layout.ndim))
 
 
 @register
@@ -98,7 +98,8 @@ class Kernel(Structure):
 class Filter(Structure):
     """All weights of one output channel (of one unit of a Dense layer) are a group.
 
-    A layer whose outputs reach the model's output without passing through another kernel is never pruned by filters: it would lose a class.
+    A layer whose outputs reach the model's output without passing through another kernel is never pruned by filters: it would lose a class. Recurrent,
+    depthwise and embedding weights and the projections of attention have no filters that could go alone: `prune` leaves them out and names them.
 
     Example:
 
@@ -110,9 +111,9 @@ class Filter(Structure):
     def axes(self, layout):
         return layout.inputs, layout.positions, layout.outputs
 
-    def check(self, layer):
-        if is_a(layer, *DEPTHWISE):
+    def check(self, weight):
+        if not weight.layout.filters:
             raise ValueError(
-                f"`Filter()` cannot prune {layer.name!r}: each output of a depthwise kernel reads one channel, so it has no filters. Use `Kernel()` for it, or "
-                f"leave it out with `where=`. Received: a {type(layer).__name__}."
+                f"`Filter()` cannot prune {weight.path!r}: its outputs are tied to those of other weights, or each reads one channel. Use `Kernel()` for it, "
+                f"or leave it out with `where=`. Received: the {weight.name} of a {type(weight.owner).__name__}."
             )

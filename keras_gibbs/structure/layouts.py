@@ -2,22 +2,28 @@
 
 import dataclasses
 
-import keras
-
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Which axes of a kernel are which.
+    """How the axes of a weight read.
 
     Attributes:
         positions: Spatial axes.
         inputs: Axes of the input channels that one output reads; empty in a depthwise kernel.
         outputs: Axes of the output channels.
+        filters: Whether all weights of one output channel can be removed together. False for depthwise, recurrent and embedding weights and for the
+            projections of attention, whose outputs are tied to those of other weights.
     """
 
     positions: tuple[int, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    filters: bool = True
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.positions) + len(self.inputs) + len(self.outputs)
 
 
 def standard_layout(ndim: int) -> Layout:
@@ -25,24 +31,18 @@ def standard_layout(ndim: int) -> Layout:
     return Layout(tuple(range(ndim - 2)), tuple(range(max(ndim - 2, 0), ndim - 1)), (ndim - 1,))
 
 
-DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+def transposed_layout(ndim: int) -> Layout:
+    """The layout `(*positions, out, in)` of the kernels of transposed convolutions."""
+    return Layout(tuple(range(ndim - 2)), (ndim - 1,), (ndim - 2,))
 
 
-def is_a(layer, *classes: type) -> bool:
-    """Whether `layer` is one of the Keras `classes`, or the layer of that name in Keras 2, which lays its kernels out alike."""
-    return not {base.__name__ for base in type(layer).__mro__}.isdisjoint(cls.__name__ for cls in classes)
+def depthwise_layout(ndim: int) -> Layout:
+    """The layout `(*positions, channel, multiplier)` of depthwise kernels: every output reads one channel."""
+    return Layout(tuple(range(ndim - 2)), (), (ndim - 2, ndim - 1), filters=False)
 
 
-def layout_of(layer: keras.layers.Layer, ndim: int) -> Layout:
-    """The layout of `layer.kernel`, a kernel of `ndim` axes."""
-    spatial = tuple(range(ndim - 2))
-    if is_a(layer, *DEPTHWISE):
-        return Layout(spatial, (), (ndim - 2, ndim - 1))
-    if is_a(layer, *TRANSPOSED):
-        return Layout(spatial, (ndim - 1,), (ndim - 2,))
-    if is_a(layer, keras.layers.EinsumDense):
-        kernel, output = layer.equation.replace(" ", "").replace("...", "").split(",")[1].split("->")
-        outputs = tuple(axis for axis, letter in enumerate(kernel) if letter in output)
-        return Layout((), tuple(axis for axis in range(ndim) if axis not in outputs), outputs)
-    return standard_layout(ndim)
+def einsum_layout(equation: str, ndim: int) -> Layout:
+    """The layout of the kernel of an EinsumDense: its output axes are those that appear in the output of the equation."""
+    kernel, output = equation.replace(" ", "").replace("...", "").split(",")[1].split("->")
+    outputs = tuple(axis for axis, letter in enumerate(kernel) if letter in output)
+    return Layout((), tuple(axis for axis in range(ndim) if axis not in outputs), outputs)

@@ -1,12 +1,12 @@
 """The callback that anneals and folds a pruned tf_keras model."""
 
-import sys
+import warnings
 
 import tf_keras
 
 from keras_gibbs.callbacks import Annealing
 from keras_gibbs.model import distribute
-from keras_gibbs.tfmot.model import pruned_layers
+from keras_gibbs.tfmot.wrapper import pruned_layers
 
 
 class GibbsPruningCallback(Annealing, tf_keras.callbacks.Callback):
@@ -16,7 +16,8 @@ class GibbsPruningCallback(Annealing, tf_keras.callbacks.Callback):
     what TF-MOT's `strip_pruning` gives are the same. Schedules have then come to the end of that epoch. The dense weights stay beside the folded ones,
     in the checkpoint too, and training goes on from them.
 
-    List it before `ModelCheckpoint`. TF-MOT's `UpdatePruningStep` and `PruningSummaries` may stand beside it, before or after.
+    Other callbacks, `ModelCheckpoint`, TF-MOT's `UpdatePruningStep` and `PruningSummaries`, may stand before or after it. Only where the data do not say how
+    long an epoch is, and nothing is validated, a `ModelCheckpoint` before it saves the first epoch without its masks; a warning says so.
 
     At the end of every epoch `sparsity` (over the weights that are pruned) and the method's own figures join the logs.
 
@@ -27,7 +28,7 @@ class GibbsPruningCallback(Annealing, tf_keras.callbacks.Callback):
         update_freq, epochs, restart: As in `keras_gibbs.GibbsPruningCallback`.
 
     Raises:
-        ValueError: When `fit` begins on a model with nothing pruned by a method, or with a `ModelCheckpoint` listed before this callback.
+        ValueError: When `fit` begins on a model with nothing pruned by a method.
 
     Example:
 
@@ -35,35 +36,31 @@ class GibbsPruningCallback(Annealing, tf_keras.callbacks.Callback):
     """
 
     def on_train_begin(self, logs=None):
-        self._check_order()
         super().on_train_begin(logs)
+        self._closed = None  # the last epoch that was brought to its end
         for layer in self._layers:
             layer.start()
-
-    def _check_order(self):
-        # Keras tells a callback nothing about its neighbours; the list that calls it is the caller, or near it.
-        frame = sys._getframe(1)
-        while frame is not None and not isinstance(frame.f_locals.get("self"), tf_keras.callbacks.CallbackList):
-            frame = frame.f_back
-        for callback in frame.f_locals["self"].callbacks if frame else ():
-            if callback is self:
-                return
-            if isinstance(callback, tf_keras.callbacks.ModelCheckpoint) and callback.save_freq == "epoch":
-                raise ValueError(
-                    "List `GibbsPruningCallback` before `ModelCheckpoint`: it folds the masks into the weights at the end of an epoch, and the checkpoint is "
-                    f"to hold them. Received: ModelCheckpoint({callback.filepath!r}) before it."
-                )
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
         for layer in self._built():
             layer.unfold()
 
+    def on_train_batch_end(self, batch, logs=None):
+        if self._steps and batch + 1 >= self._steps:
+            self._close(self._epoch)
+
     def on_test_begin(self, logs=None):
         if self._epoch is not None:
             self._close(self._epoch)
 
     def on_epoch_end(self, epoch, logs=None):
+        if self._closed != epoch and self._steps is None and hasattr(self, "params"):  # which a training loop of one's own need not set
+            warnings.warn(
+                "The data do not say how long an epoch is: a `ModelCheckpoint` that is listed before `GibbsPruningCallback` has saved this epoch without "
+                "its masks in the weights. List it after, or call `keras_gibbs.tfmot.fold` on what it saved.",
+                stacklevel=2,
+            )
         self._close(epoch)
         super().on_epoch_end(epoch, logs)
 
@@ -74,6 +71,7 @@ class GibbsPruningCallback(Annealing, tf_keras.callbacks.Callback):
 
     def _close(self, epoch):
         """Bring the model into the state that `epoch` ends with."""
+        self._closed = epoch
         self._move((epoch + 1) / self._horizon)
         self.distribute(self.model, self._layers)
         self._fold()
@@ -102,5 +100,5 @@ class GibbsPruningCallback(Annealing, tf_keras.callbacks.Callback):
         weights = [weight.numpy() for layer in self._built() for weight in layer.prunable_weights]
         return 1.0 - sum(int((weight != 0).sum()) for weight in weights) / sum(weight.size for weight in weights)
 
-    def distribute(self, model, layers=None):
-        distribute(model, [masked for layer in layers if layer.built for masked in layer.masked])
+    def distribute(self, model, layers=None, progress=None):
+        distribute(model, self._built() if layers is None else layers, progress)

@@ -4,19 +4,19 @@ import random
 import warnings
 
 import tf_keras
-from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry, pruning_wrapper
+from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wrapper
 from tensorflow_model_optimization.python.core.sparsity.keras.prune import prune_low_magnitude as tfmot_prune_low_magnitude
 
-from keras_gibbs.layers import SUPPORTED
 from keras_gibbs.methods.base import PruningMethod
+from keras_gibbs.methods.traits import DiffersByWeight, SearchesModel, method_for, trains_weights
 from keras_gibbs.model import selector
 from keras_gibbs.numerics.noise import split
 from keras_gibbs.search.checks import alone
 from keras_gibbs.structure import graph
-from keras_gibbs.structure.layouts import is_a
-from keras_gibbs.tfmot.search import SearchedModel, check_search, walk
-from keras_gibbs.tfmot.weights import find_owner
-from keras_gibbs.tfmot.wrapper import DEFAULT_SCHEDULE, Pruned, check_method, is_supported
+from keras_gibbs.structure.outputs import at_output
+from keras_gibbs.tfmot.search import SearchedModel, check_search
+from keras_gibbs.tfmot.weights import prunable_weights
+from keras_gibbs.tfmot.wrapper import DEFAULT_SCHEDULE, Pruned, check_method, pruned_layers
 
 
 def prune(model, method: PruningMethod, where=None, seed: int | None = None):
@@ -52,7 +52,7 @@ def prune(model, method: PruningMethod, where=None, seed: int | None = None):
             f"`keras_gibbs.tfmot.prune` takes a tf_keras model. Received: {model!r} of type {type(model).__name__}. A Keras 3 model is pruned by "
             "`keras_gibbs.prune`, a single tf_keras layer by `keras_gibbs.tfmot.Pruned(layer, method=...)`."
         )
-    if not has_graph(model):
+    if not graph.has_graph(model):
         raise ValueError(
             f"`prune` rebuilds a model from its graph, and the subclassed model {type(model).__name__!r} has none. Wrap its layers where its constructor "
             "makes them:\n\n    self.dense = keras_gibbs.tfmot.Pruned(tf_keras.layers.Dense(128), method=keras_gibbs.Gibbs(sparsity=0.9))\n"
@@ -60,18 +60,18 @@ def prune(model, method: PruningMethod, where=None, seed: int | None = None):
     _check_built(model)
     if pruning_wrapper.collect_prunable_layers(model):
         raise ValueError(f"Model {model.name!r} is already pruned. Strip it first with TF-MOT's `strip_pruning(model)`.")
-    if method.searches_model:
+    if isinstance(method, SearchesModel):
         check_search(model, method)
     seed = random.randrange(2**63) if seed is None else int(seed) % 2**64
     copy = tf_keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     chosen = _choose(copy, method, where)
-    positions = {id(layer): position for position, layer in enumerate(leaves(copy))}
+    paths, positions = paths_in(copy), {id(layer): position for position, layer in enumerate(graph.leaves(copy))}
 
     def wrap(layer):
         if id(layer) in chosen:
-            return Pruned(layer, method=method.for_layer(layer), seed=split(seed, positions[id(layer)]))
-        return Pruned(layer, method=method, prunable=False) if not method.trains_weights and layer.trainable_weights else layer
+            return Pruned(layer, method=method, seed=split(seed, positions[id(layer)]), path=paths[id(layer)])
+        return Pruned(layer, method=method, prunable=False) if not trains_weights(method) and layer.trainable_weights else layer
 
     return _searched(rebuild(copy, wrap), method)
 
@@ -120,15 +120,14 @@ def prune_low_magnitude(
         "block_pooling_type": block_pooling_type,
         "sparsity_m_by_n": sparsity_m_by_n,
     }
-    protected = set()
-    if method is not None and method.searches_model:
+    protected, paths = set(), paths_in(to_prune) if graph.has_graph(to_prune) else {}
+    if isinstance(method, SearchesModel):
         protected = _left_out_of_search(to_prune, method)
-    elif method is not None and has_graph(to_prune):
+    elif method is not None and graph.has_graph(to_prune):
         protected = _protected(to_prune, method)
 
     def wrap(layer, **arguments):
-        method_here = None if method is None else method.for_layer(layer)
-        return Pruned(layer, **{**params, **arguments}, method=method_here)
+        return Pruned(layer, **{**params, **arguments}, method=method, path=paths.get(id(layer)))
 
     def visit(layer):
         if isinstance(layer, tf_keras.layers.InputLayer):  # in a list of layers
@@ -136,7 +135,7 @@ def prune_low_magnitude(
         left_out = id(layer) in protected or (pruning_policy and not pruning_policy.allow_pruning(layer))
         return layer if left_out or isinstance(layer, pruning_wrapper.PruneLowMagnitude) else wrap(layer)
 
-    if has_graph(to_prune):
+    if graph.has_graph(to_prune):
         if pruning_policy:
             pruning_policy.ensure_model_supports_pruning(to_prune)
         return _searched(rebuild(to_prune, visit), method)
@@ -186,41 +185,41 @@ def _check_built(model):
 
 
 def _searched(model, method):
-    return SearchedModel(model) if method is not None and method.searches_model else model
+    return SearchedModel(model) if isinstance(method, SearchesModel) else model
 
 
 def _left_out_of_search(to_prune, method):
-    if not has_graph(to_prune):
+    if not graph.has_graph(to_prune):
         names = [getattr(layer, "name", layer) for layer in (to_prune if isinstance(to_prune, list) else [to_prune])]
         raise ValueError(alone(", ".join(map(str, names))))
     _check_built(to_prune)
     check_search(to_prune, method)
-    return {id(layer) for layer in leaves(to_prune)} - _choose(to_prune, method, None)
+    return {id(layer) for layer in graph.leaves(to_prune)} - _choose(to_prune, method, None)
 
 
 def _protected(model, method):
-    return graph.at_output(model) if method.structure.removes_outputs else set()
+    return at_output(model) if method.structure.removes_outputs else set()
 
 
 def _choose(model, method, where) -> set[int]:
     """The ids of the layers to wrap; raises where there are none, or `where` names one that the method cannot prune."""
-    selected, outputs = selector(where), _protected(model, method)
-    layers = {layer: _prunable_weights(layer) for layer in leaves(model)}
-    names = [layer.name for layer, weights in layers.items() if weights]
-    method.check_names(names)
+    selected, outputs, paths = selector(where), _protected(model, method), paths_in(model)
+    weights = {layer: own for layer in graph.leaves(model) if (own := prunable_weights(layer, paths[id(layer)]))}
+    if isinstance(method, DiffersByWeight):
+        method.check_weights([weight for own in weights.values() for weight in own])
     chosen, reasons = set(), []
-    for layer, weights in layers.items():
-        if not weights or not selected(layer):
+    for layer, own in weights.items():
+        if not any(selected(weight.path, weight.owner) for weight in own):
             continue
         if id(layer) in outputs:
             reasons.append(f"{layer.name}: feeds an output of the model, which would lose a unit")
             continue
-        if method.searches_model and not is_a(layer, *SUPPORTED):
-            reasons.append(f"{layer.name}: {type(layer).__name__} has no single kernel")
+        if isinstance(method, SearchesModel) and len(own) > 1:
+            reasons.append(f"{layer.name}: {type(layer).__name__} has several weights, whose units are tied")
             continue
         try:
-            for weight in weights:
-                method.for_layer(layer).check(find_owner(layer, weight)[0], tuple(weight.shape))
+            for weight in own:
+                method_for(method, weight).check(weight)
         except ValueError as error:
             if where is not None:
                 raise
@@ -229,40 +228,20 @@ def _choose(model, method, where) -> set[int]:
             chosen.add(id(layer))
     if not chosen:
         why = "; ".join(reasons) or f"no layer matches where={where!r}"
+        names = [layer.name for layer in weights]
         raise ValueError(f"There is nothing to prune in model {model.name!r} ({why}). The layers that TF-MOT can prune are {names}.")
     return chosen
 
 
-def _prunable_weights(layer):
-    if not is_supported(layer):
-        return []
-    if not hasattr(layer, "get_prunable_weights"):
-        layer = prune_registry.PruneRegistry.make_prunable(layer)
-    return layer.get_prunable_weights()
-
-
-def pruned_layers(model) -> list[Pruned]:
-    """The layers that are pruned by a method, of any depth, each once."""
-    layers = pruning_wrapper.collect_prunable_layers(model)
-    return list({id(layer): layer for layer in layers if isinstance(layer, Pruned) and layer.method is not None}.values())
-
-
-def has_graph(model) -> bool:
-    """Whether `model` is a tf_keras model whose graph Keras knows and can rebuild: Sequential or Functional."""
-    if not isinstance(model, tf_keras.Model):
-        return False
-    return isinstance(model, tf_keras.Sequential) or model._is_graph_network
-
-
-def leaves(model) -> list[tf_keras.layers.Layer]:
-    """The layers that `rebuild` can replace, in order, nested models entered, each once."""
-    return walk(model, has_graph)
+def paths_in(model) -> dict[int, str]:
+    """Where the layers of a model stand in it, by their ids."""
+    return {id(layer): path for path, layer in graph.named_walk(model)}
 
 
 def rebuild(model, replace):
     """The same graph with every layer replaced by `replace(layer)`, nested models entered. What `replace` returns unchanged is shared."""
 
     def visit(layer):
-        return rebuild(layer, replace) if has_graph(layer) else replace(layer)
+        return rebuild(layer, replace) if graph.has_graph(layer) else replace(layer)
 
     return tf_keras.models.clone_model(model, clone_function=visit)

@@ -6,9 +6,12 @@ import types
 import tensorflow as tf
 import tf_keras
 
+from keras_gibbs.methods.traits import SearchesModel
 from keras_gibbs.search.checks import check_class, check_outputs, ends_in
 from keras_gibbs.search.population import Searching, assign_in_replica, logarithm
-from keras_gibbs.tfmot.wrapper import Pruned
+from keras_gibbs.structure import graph
+from keras_gibbs.tfmot.weights import FoldedWeight
+from keras_gibbs.tfmot.wrapper import Pruned, pruned_layers
 
 FUNCTIONAL = type(tf_keras.Model(*[tf_keras.Input((1,))] * 2))  # the class of a functional model is not public
 
@@ -35,7 +38,7 @@ class SearchedModel(Searching, tf_keras.Model):
         self.start_search()
 
     def layers_in_order(self) -> list[Pruned]:
-        return [layer for layer in walk(self) if isinstance(layer, Pruned) and layer.method and layer.method.searches_model]
+        return [layer for layer in pruned_layers(self) if isinstance(layer.method, SearchesModel)]
 
     def _read(self, name):
         return self._search_state[name].numpy()
@@ -53,25 +56,25 @@ class SearchedModel(Searching, tf_keras.Model):
             return tf.map_fn(run, bits, parallel_iterations=1, fn_output_signature=kinds)
 
     def _features(self, x):
-        outputs = {layer.layer.name: layer.output for layer in self.layers_in_order()}
+        outputs = {layer.path_in_model: layer.output for layer in self.layers_in_order()}
         with self._unwritten():
             return self._run_under(tf_keras.Model(self.input, outputs), self.best_state(), x)
 
     def _run_under(self, model, state, x):
         """What `model`, this one or one that shares its layers, gives in training under a state."""
-        for layer, part in self._parts:
-            layer.candidate = types.MappingProxyType({"bits": tf.cast(state[part], "uint8")})
+        for masked, part in self._parts:
+            masked.candidate = types.MappingProxyType({"bits": tf.cast(state[part], "uint8")})
         try:
             return model(x, training=True)
         finally:
-            for layer, _ in self._parts:
-                layer.candidate = Pruned.candidate
+            for masked, _ in self._parts:
+                masked.candidate = FoldedWeight.candidate
 
     @contextlib.contextmanager
     def _unwritten(self):
         """Undo what forward passes in training write: the statistics of BatchNormalization, and the like of other layers."""
         own = {id(variable) for layer in self.layers_in_order() for variable in layer.weights}
-        variables = [variable for layer in walk(self) for variable in layer.non_trainable_weights if id(variable) not in own]
+        variables = [variable for layer in graph.leaves(self) for variable in layer.non_trainable_weights if id(variable) not in own]
         before = [tf.identity(variable) for variable in variables]
         yield
         for variable, value in zip(variables, before, strict=True):
@@ -90,12 +93,11 @@ class SearchedModel(Searching, tf_keras.Model):
     def _search_on(self, data):
         x, y, _ = tf_keras.utils.unpack_x_y_sample_weight(data)
         self._check_batch(x)
-        layers = self.layers_in_order()
         if not tf.distribute.has_strategy():
-            for layer in layers:
+            for layer in self.layers_in_order():
                 layer.unfold()
         self.search(x, y)
-        return [(variable, mask, tf.identity(variable)) for layer in layers for variable, mask in layer.removed()]
+        return [(variable, mask, tf.identity(variable)) for masked in self.weights_in_order() for variable, mask in masked.removed()]
 
     # Saving.
 
@@ -110,15 +112,6 @@ class SearchedModel(Searching, tf_keras.Model):
 
 
 tf_keras.utils.get_custom_objects()["SearchedModel"] = SearchedModel  # an H5 file names the class of a model without its package
-
-
-def walk(model, enter=lambda layer: isinstance(layer, tf_keras.Model)) -> list[tf_keras.layers.Layer]:
-    """The layers of a model, those of nested models that `enter` admits in their place, each once."""
-    found = {}
-    for layer in model.layers:
-        for leaf in walk(layer, enter) if enter(layer) else [layer]:
-            found.setdefault(id(leaf), leaf)
-    return list(found.values())
 
 
 def check_search(model, method) -> None:

@@ -1,162 +1,154 @@
-"""One weight of a tf_keras layer under masks: its variables, and the pure functions of `Masks` on them."""
+"""The weights that TF-MOT prunes, and masks that are folded into them."""
 
-import keras
+import dataclasses
+import types
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
+from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry
 
-from keras_gibbs.masks import Masks, compiled_masks
-from keras_gibbs.numerics.noise import split
-from keras_gibbs.structure.layouts import Layout, layout_of
+from keras_gibbs.methods.base import PruningMethod
+from keras_gibbs.structure import graph
+from keras_gibbs.structure.layouts import standard_layout
+from keras_gibbs.structure.prunable import Prunable, is_variable, rows_of
+from keras_gibbs.weights import MaskedWeight
 
 CHANGED = 1e-3  # relative difference from which on a folded weight counts as written by someone else
 
 
-class MaskedWeight:
-    """A weight, and what goes with it: mask, threshold, dense copy, the method's state and the key of its noise, all variables of the wrapper.
+class Folding:
+    """A variable that a mask is folded into: its dense values are kept beside it, with the mask and the threshold that TF-MOT looks for.
 
-    While the model trains, the weight holds W, the dense values. Folded, it holds what inference runs with, and the dense copy holds W.
+    While the model trains, the variable holds W, the dense values. Folded, it holds what inference runs with, and the copy holds W.
 
     Args:
-        wrapper: The `Pruned` layer that owns the variables.
-        weight: The variable that is pruned.
-        index: Its position among the masked weights of the layer.
-        kernel: The `MaskedWeight` whose units `weight`, a bias, belongs to. It is kept and removed with them, by the kernel's state.
+        owner, name: The layer that has the variable as an attribute, and the name of the attribute.
+        find: From W to its mask as it is now, in the shape of W.
+        under: From W and a mask to what inference runs with.
+        is_folded: Function that tells whether the layer is folded, a scalar bool tensor.
+        add_variable: As for `MaskedWeight`.
     """
 
-    built = True  # as `distribute` asks
+    def __init__(self, owner, name: str, find: Callable, under: Callable, is_folded: Callable, add_variable: Callable):
+        self.owner, self.name, self.variable = owner, name, getattr(owner, name)
+        self._find, self._under, self._is_folded = find, under, is_folded
+        # Under mixed precision a variable gives the dtype that it is read in.
+        dtype = tf.as_dtype(getattr(self.variable, "true_dtype", self.variable.dtype)).name
+        for part, value in (("mask", np.ones(self.variable.shape)), ("threshold", 0.0), ("dense", np.zeros(self.variable.shape))):
+            setattr(self, part, add_variable(part, value, dtype, False, False))
 
-    def __init__(self, wrapper, weight, index, kernel=None):
-        self.wrapper, self.weight, self.method = wrapper, weight, wrapper.method
-        self.owner, self.attribute = find_owner(wrapper.layer, weight)
-        shape, dtype = tuple(weight.shape), tf.as_dtype(getattr(weight, "true_dtype", weight.dtype)).name
-        value = weight.numpy()
-        if not np.isfinite(value).all():
-            raise ValueError(f"Weight {weight.name!r} holds NaN or infinite values, which have no rank. Prune the model from a healthy checkpoint.")
-        if kernel is None:
-            self.method.check(self.owner, shape)
-        layout = layout_of(self.owner, len(shape)) if kernel is None else Layout((), (), tuple(range(len(shape))))
-        self.masks = Masks(self.method, shape, layout)
-
-        def add(name, *args, **kwargs):
-            return wrapper.add_state(f"{name}_{index}" if index else name, *args, **kwargs)  # a layer's names must differ, or its file cannot be written
-
-        self.mask = add("mask", np.ones(shape), dtype)
-        self.threshold = add("threshold", 0.0, dtype)
-        self.dense = add("dense", np.zeros(shape), dtype)
-        if kernel is not None:
-            self.key, self.state, self.learned = kernel.key, kernel.state, []
-            return
-        seed = split(wrapper.seed, index)
-        self.key = add("key", [seed & 0xFFFFFFFF, seed >> 32], "uint32")
-        specs = self.method.state(self.masks.arranged_shape)
-        self.state = {name: add(f"state_{name}", spec.value, spec.dtype, trainable=spec.trainable) for name, spec in specs.items()}
-        self.learned = [self.state[name] for name, spec in specs.items() if spec.trainable]
-        if self.method.replaces_kernel(self.owner):
-            weight.assign(self.method.prepare(value))
-
-    def values(self):
-        """The state as tensors."""
-        return {name: tf.convert_to_tensor(variable) for name, variable in self.state.items()} | self.wrapper.candidate
-
-    def _call(self, function, weight, *args):
-        return compiled_masks(self.masks, function)(weight, self.values(), *args)
-
-    def _noise(self):
-        return tf.convert_to_tensor(self.key), tf.cast(self.wrapper.pruning_step, "uint32")
-
-    def _assign(self, updates):
-        for name, value in updates.items():
-            self.state[name].assign(value)
-
-    def _under(self, mask, weight):
-        """What inference runs with under `mask`."""
-        mask = tf.cast(mask, weight.dtype)
-        return tf.where(mask > 0, self.method.apply(weight, mask, self.values()), tf.zeros_like(weight))  # not -0, which compresses worse
-
-    def dense_values(self):
-        """W. A folded weight that something else has written since, averaged or loaded, is the new W."""
+    def value(self):
+        """W. A folded variable that something else has written since, averaged or loaded, is the new W."""
+        variable = tf.convert_to_tensor(self.variable)
 
         def unfolded():
-            weight = tf.convert_to_tensor(self.weight)
-            folded = self._under(tf.convert_to_tensor(self.mask), tf.convert_to_tensor(self.dense))
-            unchanged = tf.reduce_all(tf.abs(weight - folded) <= tf.cast(CHANGED, weight.dtype) * tf.abs(folded))
-            return tf.where(unchanged, tf.convert_to_tensor(self.dense), weight)
+            dense = tf.convert_to_tensor(self.dense)
+            folded = self._under(dense, tf.convert_to_tensor(self.mask))
+            unchanged = tf.reduce_all(tf.abs(variable - folded) <= tf.cast(CHANGED, variable.dtype) * tf.abs(folded))
+            return tf.where(unchanged, dense, variable)
 
-        return tf.cond(tf.convert_to_tensor(self.wrapper.folded), unfolded, lambda: tf.convert_to_tensor(self.weight))
+        return tf.cond(self._is_folded(), unfolded, lambda: variable)
 
-    def sample(self):
-        """The weight under a mask drawn for one training step; the weight must hold W."""
-        kernel, updates = self._call("train", tf.convert_to_tensor(self.weight), *self._noise())
-        self._assign(updates)
-        return kernel
+    def masked(self):
+        """What inference runs with; the variable must hold W."""
+        variable = tf.convert_to_tensor(self.variable)
+        return self._under(variable, self._find(variable))
 
-    def mode(self):
-        """The deterministic mask; the weight must hold W."""
-        return self._call("mode", tf.convert_to_tensor(self.weight))
-
-    def infer(self):
-        """The weight under the deterministic mask; the weight must hold W."""
-        return self._call("infer", tf.convert_to_tensor(self.weight), tf.constant(1, "uint8"))[0]
-
-    def fold(self):
-        """Write the deterministic mask into the weight, W into the dense copy."""
-        weight = self.dense_values()
-        mask = self._call("mode", weight)
-        self.dense.assign(weight)
+    def fold(self) -> None:
+        """Write what inference runs with into the variable, and W into the copy."""
+        dense = self.value()
+        mask = self._find(dense)
+        self.dense.assign(dense)
         self.mask.assign(tf.cast(mask, self.mask.dtype))
-        self.threshold.assign(tf.reduce_min(tf.where(mask > 0, tf.abs(weight), weight.dtype.max)))
-        self.weight.assign(self._under(mask, weight))
+        self.threshold.assign(tf.reduce_min(tf.where(mask > 0, tf.abs(dense), dense.dtype.max)))
+        self.variable.assign(self._under(dense, mask))
 
-    def anneal(self, progress):
-        """Move every scheduled quantity to its value at `progress`."""
-        self._assign(self.method.changes(progress, self.groups))
-
-    def figures(self):
-        """The method's own figures."""
-        return {name: float(value) for name, value in self._call("figures", self.dense_values(), *self._noise()).items()}
-
-    # What `distribute` uses.
-
-    @property
-    def progress(self):
-        return self.wrapper.progress
-
-    @property
-    def groups(self):
-        """The number of groups of the weight."""
-        return self.masks.arranged_shape[2]
-
-    @property
-    def kernel_shape(self):
-        """The shape of the weight."""
-        return tuple(self.weight.shape)
-
-    def scores(self):
-        """The scores by which a ranking method compares the groups, shape `(groups,)`."""
-        return keras.ops.convert_to_numpy(self._call("scores", self.dense_values())).reshape(-1)
-
-    def set_kept(self, kept):
-        """Tell a ranking method how many groups this weight keeps."""
-        self._assign(self.method.shared(kept, self.groups))
-
-    @property
-    def settled(self):
-        """Whether the mask is held as it is."""
-        return self.method.settle is not None and bool(self.state["settled"].numpy())
-
-    def settle(self, progress):
-        """Hold the deterministic mask of this moment from here on, if `progress` is that far."""
-        if self.method.is_held_at(progress) and not self.settled:
-            self._assign(self._call("hold", self.dense_values()))
+    def unfold(self) -> None:
+        """Give the variable W back."""
+        self.variable.assign(self.value())
 
 
-def find_owner(layer, weight):
-    """The layer inside `layer` (itself, a cell, a part) that holds `weight` as an attribute, and the name of the attribute."""
-    for owner in (layer, *layer.submodules):
-        for attribute, value in vars(owner).items():
-            if value is weight:
-                return owner, attribute
-    raise ValueError(
-        f"`get_prunable_weights` of layer {layer.name!r} must give weights that are attributes of the layer or of its sub-layers. Received: {weight.name!r}, "
-        "which is none. Store it as `self.name = self.add_weight(...)`."
-    )
+class FoldedWeight(MaskedWeight):
+    """A masked weight of a tf_keras layer, into which its mask can be folded; and its bias, where that is removed with the units.
+
+    Args:
+        weight, method, seed, add_variable: As for `MaskedWeight`.
+        is_folded: Function that tells whether the layer is folded, a scalar bool tensor.
+    """
+
+    candidate = types.MappingProxyType({})  # the state of a candidate, for as long as a search scores it
+
+    def __init__(self, weight: Prunable, method: PruningMethod, seed: int, add_variable: Callable, is_folded: Callable):
+        def add_state(name, *args):
+            return add_variable(name if name == "key" else f"state_{name}", *args)
+
+        def under(dense, mask):
+            return self.under(self.masks.arrange(mask), dense)
+
+        self.foldings = [Folding(weight.owner, weight.name, self._find, under, is_folded, add_variable)]
+        super().__init__(weight, method, seed, add_state)
+        if self.bias is not None:
+            self.foldings.append(Folding(weight.owner, "bias", lambda dense: self.bias_mask(), tf.multiply, is_folded, add_variable))
+
+    def specs(self):
+        # As in files of version 0.1: no axis for contests where there is one, and no decision; before it is folded, a weight finds its mask anew.
+        specs = {name: spec for name, spec in super().specs().items() if name != "decision"}
+        self._shapes = {name: np.shape(spec.value) for name, spec in specs.items()}
+        return {
+            name: dataclasses.replace(spec, value=np.asarray(spec.value)[..., 0]) if len(shape := self._shapes[name]) == 4 and shape[3] == 1 else spec
+            for name, spec in specs.items()
+        }
+
+    def _find(self, dense):
+        return self.masks.restore(self.masks.mode(dense, self.values()))
+
+    def value(self):
+        return self.foldings[0].value()
+
+    def values(self):
+        return {name: tf.reshape(variable, self._shapes[name]) for name, variable in self.state.items()} | self.candidate
+
+    def assign(self, updates):
+        for name, variable in self.state.items():
+            if name in updates:
+                variable.assign(tf.reshape(tf.convert_to_tensor(updates[name], variable.dtype), variable.shape))
+
+
+def is_supported(layer) -> bool:
+    """Whether TF-MOT can wrap `layer`."""
+    return hasattr(layer, "get_prunable_weights") or prune_registry.PruneRegistry.supports(layer)
+
+
+def prunable_weights(layer, root: str) -> list[Prunable]:
+    """The weights that TF-MOT prunes in a built layer, in its order.
+
+    Args:
+        layer: A built tf_keras layer.
+        root: Its path, with which those of its weights begin.
+
+    Raises:
+        ValueError: For a `get_prunable_weights` that gives a weight which is no attribute of the layer or of one inside it.
+    """
+    if not is_supported(layer):
+        return []
+    if not hasattr(layer, "get_prunable_weights"):
+        layer = prune_registry.PruneRegistry.make_prunable(layer)
+    held = {}
+    for path, owner in graph.named_walk(layer, root):
+        for name, value in vars(owner).items():
+            if is_variable(value):
+                held.setdefault(id(value), (path, owner, name))
+    found = []
+    for variable in layer.get_prunable_weights():
+        if id(variable) not in held:
+            raise ValueError(
+                f"`get_prunable_weights` of layer {layer.name!r} must give weights that are attributes of the layer or of its sub-layers. Received: "
+                f"{variable.name!r}, which is none. Store it as `self.name = self.add_weight(...)`."
+            )
+        path, owner, name = held[id(variable)]
+        rows = rows_of(owner)
+        layout = rows.get(name) or rows.get(name.removeprefix("depthwise_"))  # as the depthwise kernels of tf_keras are called
+        ndim = len(variable.shape)
+        found.append(Prunable(f"{path}/{name}", owner, name, variable, layout(owner, ndim) if layout else standard_layout(ndim)))
+    return found

@@ -7,17 +7,21 @@ import types
 import warnings
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tf_keras
 from tensorflow_model_optimization.python.core.keras.utils import smart_cond
-from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry, pruning_schedule, pruning_wrapper
+from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule, pruning_wrapper
 
-from keras_gibbs.methods.base import PruningMethod
+from keras_gibbs import layers
+from keras_gibbs.methods.traits import ObservesGradients, trains_weights
+from keras_gibbs.numerics.noise import split
 from keras_gibbs.specs import add_variable
-from keras_gibbs.tfmot.weights import MaskedWeight
+from keras_gibbs.structure import graph
+from keras_gibbs.tfmot.weights import FoldedWeight, is_supported, prunable_weights
+from keras_gibbs.wrapping import NEVER, Wrapping
 
 DEFAULT_SCHEDULE = pruning_schedule.ConstantSparsity(0.5, 0)  # TF-MOT's own
-NEVER = -1.0  # progress of a wrapper that no callback has moved
 NO_CALLBACK = (
     "A model pruned with `method=` is trained with `keras_gibbs.tfmot.GibbsPruningCallback()` among the callbacks: it anneals the masks and folds them into "
     "the weights."
@@ -26,7 +30,7 @@ NO_CALLBACK = (
 
 # TF-MOT names a wrapped layer after the class of its wrapper, and a model of ours is to have the names it gives.
 @tf_keras.saving.register_keras_serializable(package="keras_gibbs", name="Pruned")
-class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
+class PruneLowMagnitude(Wrapping, pruning_wrapper.PruneLowMagnitude):
     """TF-MOT's pruning wrapper, which with `method=` prunes by a method of keras_gibbs instead of its own.
 
     Without a method every call is TF-MOT's. With one, a mask is drawn at every training call and the layer runs with the masked weights, while its
@@ -40,6 +44,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
             structure of its own.
         method: A pruning method, such as `kg.Gibbs(0.9)`.
         seed: Int, the seed of the layer's noise. By default one is drawn from Python's `random`.
+        path: Where the layer stands in its model, such as `"encoder/dense"`; its name by default. The paths of its weights begin with it.
         prunable: False prunes nothing in the layer; where the method learns masks only it still holds the layer's weights.
         **kwargs: Arguments of the layer, such as `input_shape`.
 
@@ -52,9 +57,9 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
     >>> model = tf_keras.Sequential([kg_tfmot.Pruned(tf_keras.layers.Dense(10), method=kg.Gibbs(0.9), input_shape=(64,))])
     """
 
+    wraps_for_pruning = True
     method = None
     first_step = -1  # until a callback says that it is there
-    candidate = types.MappingProxyType({})  # the state of a candidate, for as long as a search scores it
 
     def __init__(
         self,
@@ -66,6 +71,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         *,
         method=None,
         seed=None,
+        path=None,
         prunable=True,
         **kwargs,
     ):
@@ -82,10 +88,11 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
             kwargs |= {"dtype": "float32", "autocast": False}
         super().__init__(layer, pruning_schedule, block_size, block_pooling_type, sparsity_m_by_n, **kwargs)
         self.method = method
-        self.masked = []
+        self.masked_weights = []
         self.prunable = prunable
         if method is not None:
             self.seed = random.randrange(2**63) if seed is None else int(seed) % 2**64
+            self.path_in_model = path or layer.name
             self.supports_masking = layer.supports_masking
 
     def build(self, input_shape=None):
@@ -95,21 +102,38 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         tf_keras.layers.Wrapper.build(self, input_shape)
         if self.prunable:
             build_attention(self.layer)
-        self.prunable_weights = self.layer.get_prunable_weights() if self.prunable else []
-        self.masked = [MaskedWeight(self, weight, index) for index, weight in enumerate(self.prunable_weights)]
-        if self.masked and self.method.searches_model and getattr(self.layer, "bias", None) is not None:
-            self.masked.append(MaskedWeight(self, self.layer.bias, 1, self.masked[0]))
-        self._progress = self.add_state("progress", NEVER)
-        self.folded = self.add_state("folded", False, "bool")
+            layers.check_finite(self.layer)
+        weights = prunable_weights(self.layer, self.path_in_model) if self.prunable else []
+        self.prunable_weights = [weight.variable for weight in weights]
+        self.masked_weights = [
+            FoldedWeight(weight, self.method, split(self.seed, index), self._adder(index), lambda: tf.convert_to_tensor(self.folded))
+            for index, weight in enumerate(weights)
+        ]
+        self._progress = add_variable(self, "progress", NEVER, **_STILL)
+        self.folded = add_variable(self, "folded", False, "bool", **_STILL)
         # What TF-MOT's callbacks use.
-        self.pruning_vars = [(masked.weight, masked.mask, masked.threshold) for masked in self.masked]
-        self.pruning_step = self.add_state("pruning_step", self.first_step, "int64")  # counts training calls, and with them the draws of masks
+        self.pruning_vars = [(part.variable, part.mask, part.threshold) for part in self._foldings]
+        self.pruning_step = add_variable(self, "pruning_step", self.first_step, "int64", **_STILL)  # counts training calls, and with them the draws of masks
         self.pruning_obj = types.SimpleNamespace(weight_mask_op=self._fold_for_tfmot)
+        self.prepare()
 
-    def add_state(self, name, value, dtype="float32", trainable=False):
-        """Add a variable that starts as `value`."""
-        aggregation = tf.VariableAggregation.MEAN if trainable else tf.VariableAggregation.ONLY_FIRST_REPLICA
-        return add_variable(self, name, value, dtype, trainable=trainable, aggregation=aggregation)
+    def _adder(self, index):
+        taken = set()
+
+        def add(name, value, dtype, trainable, overwritten):
+            position = index + (name in taken)  # a layer's names must differ, or its file cannot be written; the bias comes after its kernel
+            taken.add(name)
+            aggregation = tf.VariableAggregation.MEAN if trainable else tf.VariableAggregation.ONLY_FIRST_REPLICA
+            return add_variable(self, f"{name}_{position}" if position else name, value, dtype, trainable=trainable, aggregation=aggregation)
+
+        return add
+
+    @property
+    def _foldings(self):
+        return [part for masked in self.masked_weights for part in masked.foldings]
+
+    def _draw(self):
+        return tf.cast(self.pruning_step, "int32")
 
     # Running the layer.
 
@@ -119,27 +143,25 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         if training is None:
             training = tf_keras.backend.learning_phase()
         weights = smart_cond(training, self._train, self._infer)
-        if tf.is_tensor(training) or training:
-            self._add_penalties(training)
+        for penalty in self._penalties() if tf.is_tensor(training) or training else ():
+            self.add_loss(penalty * tf.cast(training, penalty.dtype))
         if "mask" not in inspect.signature(self.layer.call).parameters:
             kwargs.pop("mask", None)
-        with substituted(self.masked, weights):
+        with substituted(self._foldings, weights):
             return self.layer(inputs, **kwargs)  # which hears of `training` from Keras
 
     # AutoGraph is for the code of users.
 
     @tf.autograph.experimental.do_not_convert
-    def _add_penalties(self, training):
-        penalties = [self.method.penalty(masked.values()) for masked in self.masked]
-        for penalty in penalties:
-            if penalty is not None:
-                self.add_loss(penalty * tf.cast(training, penalty.dtype))
+    def _penalties(self):
+        return self.penalties()
 
     @tf.autograph.experimental.do_not_convert
     def _train(self):
-        if not self.candidate:
+        if not any(masked.candidate for masked in self.masked_weights):
             self._step()
-        return [masked.sample() for masked in self.masked]
+        draw = self._draw()
+        return [value for masked in self.masked_weights for value in (masked.train(draw), *(bias.masked() for bias in masked.foldings[1:]))]
 
     def _step(self):
         tf.debugging.assert_non_negative(self.pruning_step, NO_CALLBACK)
@@ -150,7 +172,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
     @tf.autograph.experimental.do_not_convert
     def _infer(self):
         as_it_is = tf.logical_or(self.folded, self.pruning_step < 0)
-        return [tf.cond(as_it_is, lambda m=masked: tf.convert_to_tensor(m.weight), masked.infer) for masked in self.masked]
+        return [tf.cond(as_it_is, lambda own=part.variable: tf.convert_to_tensor(own), part.masked) for part in self._foldings]
 
     def compute_mask(self, inputs, mask=None):
         return super().compute_mask(inputs, mask) if self.method is None else self.layer.compute_mask(inputs, mask)
@@ -159,16 +181,16 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
 
     def fold(self):
         """Write the deterministic masks into the layer's weights, and keep the dense ones."""
-        for masked in self.masked:
-            masked.fold()
+        for part in self._foldings:
+            part.fold()
         self.folded.assign(True)
 
     def unfold(self):
         """Give the layer its dense weights back, if they are folded."""
 
         def restore():
-            for masked in self.masked:
-                masked.weight.assign(masked.dense_values())
+            for part in self._foldings:
+                part.unfold()
             self.folded.assign(False)
 
         tf.cond(tf.convert_to_tensor(self.folded), restore, lambda: None)
@@ -187,58 +209,8 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         elif self.pruning_step < 0:
             self.pruning_step.assign(0)
 
-    @property
-    def progress(self) -> float:
-        """How far the schedules have come, in [0, 1]; negative where no callback has moved them yet."""
-        return float(self._progress.numpy()) if self.built else NEVER
-
-    def anneal(self, progress: float) -> None:
-        """Move every scheduled quantity to its value at `progress` in [0, 1]."""
-        self._progress.assign(progress)
-        for masked in self.masked:
-            masked.anneal(progress)
-
-    def settle(self, progress: float) -> None:
-        """Hold the masks of this moment from here on, if `progress` is that far."""
-        for masked in self.masked:
-            masked.settle(progress)
-
-    def waits(self) -> bool:
-        """Whether the method has schedules that no callback has moved, or a sparsity that has not come to its end."""
-        return bool(self.masked) and self.method.waits(self.progress)
-
-    def figures(self) -> dict[str, float]:
-        """The method's own figures, averaged over the layer's weights."""
-        rows = [masked.figures() for masked in self.masked]
-        return {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else ())}
-
-    # What a search uses.
-
-    @property
-    def groups(self) -> int:
-        """The number of units."""
-        return self.masked[0].masks.arranged_shape[2]
-
-    def values(self):
-        """The method's state, as tensors."""
-        return self.masked[0].values()
-
-    def unit_mask(self):
-        """Which units are kept, float32 `(groups,)`."""
-        return self.method.unit_mask(self.values())
-
-    def set_bits(self, bits) -> None:
-        """Keep the units of the bool tensor `bits`, `(groups,)`."""
-        self.masked[0].state["bits"].assign(tf.cast(bits, "uint8"))
-
-    def arranged_kernel(self):
-        """The kernel as methods see it: `(channels, positions, groups)`."""
-        kernel = self.masked[0]
-        return self.method.structure.arrange(tf.stop_gradient(kernel.weight), kernel.masks.layout)
-
-    def removed(self) -> list[tuple]:
-        """The masked variables, each with a mask of its own shape: 0 where the unit is removed."""
-        return [(masked.weight, masked.mode()) for masked in self.masked]
+    def waits(self):
+        return bool(self.masked_weights) and super().waits()
 
     # Variables and configuration.
 
@@ -246,11 +218,12 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
     def trainable_weights(self):
         if self.method is None:
             return super().trainable_weights
-        return (super().trainable_weights if self.method.trains_weights else []) + [variable for masked in self.masked for variable in masked.learned]
+        learned = [variable for masked in self.masked_weights for variable in masked.state.values() if variable.trainable]
+        return (super().trainable_weights if trains_weights(self.method) else []) + learned
 
     @property
     def non_trainable_weights(self):
-        held = self.layer.trainable_weights if self.method is not None and not self.method.trains_weights else []
+        held = self.layer.trainable_weights if self.method is not None and not trains_weights(self.method) else []
         return held + super().non_trainable_weights
 
     @property
@@ -258,8 +231,10 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         return super().losses if self.method is None else tf_keras.layers.Wrapper.losses.fget(self)
 
     def get_config(self):
-        own = {} if self.method is None else {"method": keras.saving.serialize_keras_object(self.method), "seed": self.seed, "prunable": self.prunable}
-        return {**super().get_config(), **own}
+        if self.method is None:
+            return super().get_config()
+        method = keras.saving.serialize_keras_object(self.method)
+        return {**super().get_config(), "method": method, "seed": self.seed, "path": self.path_in_model, "prunable": self.prunable}
 
     @classmethod
     def from_config(cls, config):
@@ -267,20 +242,31 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
             config = {**config, "method": keras.saving.deserialize_keras_object(config["method"])}
         return super().from_config(config)
 
+    def load_own_variables(self, store):
+        values = {name: np.array(store[name]) for name in store.keys()}
+        # In files of version 0.1 the keys of the noise are unsigned.
+        super().load_own_variables({name: value.view("int32") if value.dtype == "uint32" else value for name, value in values.items()})
+
 
 Pruned = PruneLowMagnitude
+_STILL = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
+
+
+def pruned_layers(model) -> list[Pruned]:
+    """The layers that are pruned by a method, of any depth, each once."""
+    return [layer for layer in graph.walk(model) if isinstance(layer, Pruned) and layer.method is not None]
 
 
 @contextlib.contextmanager
-def substituted(masked, values):
+def substituted(parts, values):
     """Let the layers see `values` where their own weights are; nothing is written, and Keras does not notice."""
-    for part, value in zip(masked, values, strict=True):
-        vars(part.owner)[part.attribute] = tf.cast(value, getattr(part.owner, "compute_dtype", value.dtype))
+    for part, value in zip(parts, values, strict=True):
+        vars(part.owner)[part.name] = tf.cast(value, getattr(part.owner, "compute_dtype", value.dtype))
     try:
         yield
     finally:
-        for part in masked:
-            vars(part.owner)[part.attribute] = part.weight
+        for part in parts:
+            vars(part.owner)[part.name] = part.variable
 
 
 def build_attention(layer):
@@ -292,14 +278,8 @@ def build_attention(layer):
             layer(*(tf.zeros([size or 1 for size in shape]) for shape in shapes))
 
 
-def is_supported(layer) -> bool:
-    """Whether TF-MOT can wrap `layer`."""
-    return hasattr(layer, "get_prunable_weights") or prune_registry.PruneRegistry.supports(layer)
-
-
 def check_method(method) -> None:
     """Raise `TypeError` unless `method` is one, `ValueError` for one that tf_keras cannot serve."""
-    if not isinstance(method, PruningMethod):
-        raise TypeError(f"`method` must be a pruning method such as `keras_gibbs.Gibbs(sparsity=0.9)`. Received: method={method!r}.")
-    if method.observes:
+    layers.check_method(method)
+    if isinstance(method, ObservesGradients) and method.observed:
         raise ValueError(f"The optimizers of tf_keras cannot hand a criterion its gradients: use it with Keras 3. Received: method={method.brief()}.")

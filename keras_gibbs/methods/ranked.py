@@ -1,0 +1,101 @@
+"""Methods whose deterministic mask keeps exactly the groups of the highest scores."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from keras import ops
+
+from keras_gibbs.methods.base import PruningMethod, check_sparsity
+from keras_gibbs.methods.traits import FollowsWeights, SharesCounts
+from keras_gibbs.numerics import ranking
+from keras_gibbs.specs import Spec
+from keras_gibbs.structure.groups import Unstructured
+from keras_gibbs.typing import Tensor
+
+TRACKED_SIZE = 10_000  # from so many weights on, an unstructured weight tracks its threshold instead of searching it anew at every step
+TRACKED_TOLERANCE = 0.001  # of the weights
+
+
+class RankedMethod(FollowsWeights, SharesCounts, PruningMethod):
+    """A method whose final mask keeps exactly the groups of the highest scores in every contest.
+
+    Of n groups `max(1, n - floor(sparsity * n + 0.5))` are kept; of equal groups the first. A large unstructured weight stores the cut between kept and
+    removed groups, the smallest key that is kept and the last index among equal ones (`cut_key`, `cut_index`); any other stores the bits (`decision`).
+    """
+
+    decided = ("cut_key", "cut_index", "decision")
+
+    def schedules(self):
+        return {"sparsity": check_sparsity(self.sparsity)}
+
+    def state(self, shape):
+        state = super().state(shape)
+        if "sparsity" in state:
+            state |= {name: Spec(value, _dtype(value)) for name, value in self.counts(state["sparsity"].value, shape).items()}
+            if self.tracks(shape):
+                state |= {"cut_key": Spec(0, "int32"), "cut_index": Spec(-1, "int32")}
+            else:
+                state |= {"decision": Spec(np.ones((1, 1, *shape[2:])), "uint8")}
+        return state
+
+    def tracks(self, shape: tuple[int, int, int, int]) -> bool:
+        """Whether a weight is large enough that its thresholds are remembered between steps."""
+        return isinstance(self.structure, Unstructured) and shape[2] >= TRACKED_SIZE
+
+    def counts(self, sparsity, shape, kept=None):
+        return {"kept": ranking.count_kept(shape[2], sparsity) if kept is None else kept}
+
+    def revise(self, weight, state, progress, uniform):
+        updates = super().revise(weight, state, progress, uniform)
+        if "sparsity" in updates and self.scope == "layer":
+            updates |= self.counts(updates["sparsity"], tuple(weight.shape))
+        return updates
+
+    def keys(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """The scores as int32 keys of the same order; what the structure has filled in ranks last."""
+        keys = self.keys_of(self.scores(weight, state))
+        if "filled" in state:
+            keys = ops.where(ops.any(state["filled"], axis=(0, 1), keepdims=True), keys, ranking.LOWEST)
+        return keys
+
+    def keys_of(self, scores: Tensor) -> Tensor:
+        """Scores as keys: the bits themselves, where no score is negative."""
+        return ops.view(ops.cast(scores, "float32"), dtype="int32")
+
+    def track(self, weight: Tensor, state: Mapping[str, Tensor], below: Tensor, guess: Tensor) -> Tensor:
+        """A key that has `below` keys of the scores under it, to within 0.001 of the weights, found from the last step's."""
+        tolerance = ops.minimum(int(TRACKED_TOLERANCE * weight.shape[2]), state["kept"] // 20)  # where few are kept, to a twentieth of them
+        return ranking.track(lambda: self.keys(weight, state), below, guess, tolerance)
+
+    def follow_cut(self, weight: Tensor, state: Mapping[str, Tensor], exact: bool) -> dict[str, Tensor]:
+        """`follow` for a method that samples nothing but the top groups: the cut, from the last step's where one is stored."""
+        if exact or "cut_key" not in state:
+            return self.decide(weight, state)
+        groups = weight.shape[2]
+        return {"cut_key": self.track(weight, state, groups - state["kept"], state["cut_key"]), "cut_index": groups - 1}
+
+    def decide(self, weight, state):
+        keys = self.keys(weight, state)
+        if "cut_key" in state:
+            key, index = ranking.cut(keys, state["kept"], guess=state["cut_key"])
+            return {"cut_key": key, "cut_index": index}
+        return {"decision": ops.cast(ranking.top(keys, state["kept"]), "uint8")}
+
+    def mode(self, weight, state):
+        if "cut_key" in state:
+            return ranking.keep(self.keys(weight, state), state["cut_key"], state["cut_index"])
+        return ops.cast(state["decision"], "float32")
+
+
+def mean_over_groups(worth: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+    """The mean of `worth`, in the arranged shape, over the weights of each group: float32 `(1, 1, groups, contests)`."""
+    if "filled" not in state:
+        return worth if math.prod(worth.shape[:2]) == 1 else ops.mean(worth, axis=(0, 1), keepdims=True)
+    filled = ops.cast(state["filled"], "float32")
+    count = ops.sum(filled, axis=(0, 1), keepdims=True)
+    return ops.sum(worth * filled, axis=(0, 1), keepdims=True) / ops.maximum(count, 1.0)
+
+
+def _dtype(value):
+    return "int32" if isinstance(value, int) else "float32"

@@ -1,0 +1,126 @@
+"""Copy a model with some of its layers replaced."""
+
+import contextlib
+import inspect
+import tempfile
+from collections.abc import Callable
+
+import keras
+from keras import tree
+
+from keras_gibbs.structure.graph import has_graph, named_walk, unwrapped
+
+
+class Plain:
+    """While one of its scopes is open, the wrappers of keras_gibbs are not made: their constructors give the layer itself."""
+
+    is_on = False
+
+    @classmethod
+    @contextlib.contextmanager
+    def scope(cls):
+        """Make layers without their wrappers, also those that a constructor or a configuration would wrap."""
+        before, cls.is_on = cls.is_on, True
+        try:
+            yield
+        finally:
+            cls.is_on = before
+
+
+def clone(model: keras.Model, wrap: Callable | None = None, reform: Callable | None = None) -> tuple[keras.Model, list[tuple]]:
+    """A new, uncompiled model of the same architecture with the same weights, names and `trainable` flags, without the wrappers of keras_gibbs.
+
+    Args:
+        model: A built Sequential or Functional model. Nested ones are entered, shared layers stay shared, operations between layers are kept.
+        wrap: From a layer of `model` and its copy, which is not built, to what takes its place: the copy itself or a wrapper around it. None wraps nothing.
+        reform: From a model, outer or nested, to the one whose graph is copied in its place, and whether that, a chain of layers, becomes a Sequential.
+
+    Returns:
+        The model, and the list of (layer, copy). A subclass of `keras.Model` keeps its class where its constructor is the functional one, a subclass of
+        Sequential becomes a plain Sequential.
+    """
+    copies, models, pairs = {}, [], []
+
+    def visit(layer):
+        if id(layer) not in copies:
+            copies[id(layer)] = build(layer) if has_graph(layer) else copy(layer)
+        return copies[id(layer)]
+
+    def copy(layer):
+        layer = unwrapped(layer)
+        # An operation of the graph, or a function wrapped as a layer, has nothing to copy.
+        if not isinstance(layer, keras.layers.Layer) or isinstance(layer, keras.layers.Lambda):
+            return layer
+        copied = from_config(layer)
+        pairs.append((layer, copied))
+        return wrap(layer, copied) if wrap else copied
+
+    def build(part):
+        part, chain = reform(part) if reform else (part, False)
+        if chain or isinstance(part, keras.Sequential):
+            # A Sequential does not list its InputLayer.
+            config, layers = (part.layers[0].get_config(), part.layers[1:]) if chain else (part.get_config()["layers"][0]["config"], part.layers)
+            names = ("batch_shape", "dtype", "sparse", "optional", "name")
+            inputs = keras.Input(**{name: config[name] for name in names if name in config})
+            built = keras.Sequential([inputs] + [visit(layer) for layer in layers], name=part.name)
+        else:
+            inputs = {id(layer.output): layer for layer in part.layers if isinstance(layer, keras.layers.InputLayer)}
+            tensors = tree.map_structure(lambda x: _input_like(inputs.get(id(x)), x), part.input)
+            built = keras.models.clone_model(_uncompiled(part), input_tensors=tensors, clone_function=visit)
+        models.append((built, part.trainable))
+        return built
+
+    result = visit(model)
+    # Setting the flag of a model sets those of its layers: models first, the outermost one before those in it.
+    for part, trainable in models[::-1]:
+        set_trainable(part, trainable)
+    for layer, copied in pairs:
+        transfer(layer, copied)
+    return result, pairs
+
+
+def from_config(layer):
+    """A copy of `layer` that is not built, without the wrappers of keras_gibbs in it."""
+    with Plain.scope():
+        return type(layer).from_config(layer.get_config())
+
+
+def transfer(source, target) -> None:
+    """Give `target` what `source` has learned, its own weights and what it keeps beside them, and its `trainable` flags; likewise their parts.
+
+    Both are built, of one architecture; wrappers of keras_gibbs in `source` do not count.
+    """
+    for (_, part), (_, copied) in zip(named_walk(source), named_walk(target), strict=True):
+        set_trainable(copied, part.trainable)
+        if has_graph(part) and type(part) is not type(copied):
+            continue  # a class that was left out; what it holds beside its layers is its own affair
+        store = {}
+        part.save_own_variables(store)
+        if store or part.weights:
+            # As arrays: on JAX two variables would share one buffer, which training of one model takes from the other.
+            copied.load_own_variables({name: keras.ops.convert_to_numpy(value) for name, value in store.items()})
+        if hasattr(part, "load_assets"):  # a vocabulary, say
+            with tempfile.TemporaryDirectory() as folder:
+                part.save_assets(folder)
+                copied.load_assets(folder)
+
+
+def set_trainable(layer, trainable: bool) -> None:
+    """Set the flag where it differs: setting it reaches the layers inside."""
+    if layer.trainable != trainable:
+        layer.trainable = trainable
+
+
+def _input_like(layer, tensor):
+    if layer is None:
+        return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
+    return keras.Input(batch_shape=layer.batch_shape, dtype=layer.dtype, sparse=layer.sparse, optional=layer.optional, name=layer.name)
+
+
+def _uncompiled(model):
+    """The same functional model without its compilation, which `clone_model` would copy. The layers are shared."""
+    if not model.compiled:
+        return model
+    arguments = inspect.getfullargspec(type(model).__init__).args[1:3]
+    cls = type(model) if arguments == ["inputs", "outputs"] else keras.Model
+    return cls(model.input, model.output, name=model.name)

@@ -1,0 +1,282 @@
+"""One weight under masks: its state, and the pure functions from weight and state to mask."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_gibbs.methods.base import PruningMethod
+from keras_gibbs.methods.traits import FollowsWeights, LearnsMasks, ObservesGradients, RemovesUnits, SharesCounts, method_for
+from keras_gibbs.numerics.compilation import compiled
+from keras_gibbs.numerics.noise import Uniform, halves
+from keras_gibbs.numerics.ranking import count_removed
+from keras_gibbs.specs import Spec
+from keras_gibbs.structure.layouts import Layout
+from keras_gibbs.structure.prunable import Prunable
+from keras_gibbs.typing import Tensor
+
+State = dict[str, Tensor]
+REVISING = 2**20  # the streams of noise from here on are those of `revise`
+
+
+@dataclasses.dataclass(frozen=True)
+class Masks:
+    """The masks of a weight of one shape under one method, as pure functions.
+
+    Every function takes the weight in its own shape and the method's state as tensors. Masks have the weight's shape and are float32, 1 where a weight is
+    kept. A mask is a constant to the weight: the gradient of a masked weight is the mask's times what comes from above, 0 where it removes.
+
+    Attributes:
+        method: The pruning method.
+        shape: Shape of the weight.
+        layout: Which of its axes are which.
+    """
+
+    method: PruningMethod
+    shape: tuple[int, ...]
+    layout: Layout
+
+    @property
+    def arranged_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the weight as the method sees it: (channels, positions, groups, contests)."""
+        return self.method.structure.shape(self.shape, self.layout)
+
+    @functools.cached_property
+    def _filled(self):
+        filled = self.method.structure.filled(self.shape, self.layout)
+        return {} if filled is None else {"filled": filled}
+
+    @property
+    def _follows(self):
+        return isinstance(self.method, FollowsWeights)
+
+    def arrange(self, weight: Tensor) -> Tensor:
+        """The weight as methods see it."""
+        return self.method.structure.arrange(ops.cast(ops.stop_gradient(weight), "float32"), self.layout)
+
+    def restore(self, arranged: Tensor) -> Tensor:
+        """What is arranged, or broadcasts to that, in the shape of the weight."""
+        return self.method.structure.restore(arranged, self.shape, self.layout)
+
+    def apply(self, weight: Tensor, mask: Tensor, state: State) -> Tensor:
+        """The weight that the layer runs with, under an arranged `mask`."""
+        mask = ops.cast(self.restore(mask), weight.dtype)
+        return self.method.apply(weight, mask, state) if isinstance(self.method, LearnsMasks) else weight * mask
+
+    def train(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """The masked weight of one training step, and the state that follows from the weight."""
+        arranged, state = self.arrange(weight), state | self._filled
+        updates = self.method.follow(arranged, state) if self._follows else {}
+        mask = self.method.sample(arranged, state | updates, Uniform(key, draw))
+        return self._observed(self.apply(weight, mask, state), state), updates
+
+    def _observed(self, masked, state):
+        """`masked` itself; on the way back its gradient gives the state that the method observes, in place of the gradients of that state."""
+        names = self.method.observed if isinstance(self.method, ObservesGradients) else ()
+        if not names:
+            return masked
+
+        @ops.custom_gradient
+        def observed(masked, *values):
+            def gradients(*args, upstream=None):
+                gradient = args[0] if upstream is None else upstream
+                updates = self.method.observe(self.arrange(gradient), dict(zip(names, values, strict=True)))
+                return gradient, *(updates[name] for name in names)
+
+            return masked * 1, gradients
+
+        return observed(masked, *(state[name] for name in names))
+
+    def infer(self, weight: Tensor, state: State, moved: Tensor) -> tuple[Tensor, State]:
+        """The weight under the deterministic mask, and the decision the mask rests on: found anew where `moved` is not 0, else as stored."""
+        arranged, state, updates = self.arrange(weight), state | self._filled, {}
+        if self._follows:
+            stored = {name: state[name] for name in self.method.decided if name in state}
+            updates = ops.cond(moved > 0, lambda: self.method.decide(arranged, state), lambda: stored) if stored else {}
+        return self.apply(weight, self.method.mode(arranged, state | updates), state), updates
+
+    def mode(self, weight: Tensor, state: State) -> Tensor:
+        """The deterministic mask, found anew; arranged."""
+        arranged, state = self.arrange(weight), state | self._filled
+        return self.method.mode(arranged, self._decided(arranged, state))
+
+    def _decided(self, arranged, state):
+        return state | self.method.decide(arranged, state) if self._follows else state
+
+    def draw(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> Tensor:
+        """A sample from the current state, with everything that follows from the weight computed exactly; arranged."""
+        arranged, state = self.arrange(weight), self._followed(weight, state)
+        return self.method.sample(arranged, state, Uniform(key, draw))
+
+    def figures(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> State:
+        """The method's figures, of the sample that `draw` gives."""
+        return self.method.figures(self.arrange(weight), self._followed(weight, state), Uniform(key, draw))
+
+    def _followed(self, weight, state):
+        state = state | self._filled
+        return state | self.method.follow(self.arrange(weight), state, exact=True) if self._follows else state
+
+    def scores(self, weight: Tensor, state: State) -> Tensor:
+        """The scores by which a ranking method compares the groups, `(1, 1, groups, contests)`."""
+        return self.method.scores(self.arrange(weight), state | self._filled)
+
+    def revise(self, weight: Tensor, state: State, progress: float, key: Tensor, draw: Tensor) -> dict[str, Any]:
+        """What the method changes as training comes to `progress`; a new value of the weight, if there is one, in the weight's shape."""
+        uniform = Uniform(key, draw)
+        updates = dict(
+            self.method.revise(self.arrange(weight), state | self._filled, progress, lambda shape, stream=0: uniform(shape, stream=REVISING + stream))
+        )
+        if "weight" in updates:
+            updates["weight"] = ops.cast(self.restore(updates["weight"]), weight.dtype)
+        return updates
+
+
+@functools.lru_cache(maxsize=256)
+def compiled_masks(masks: Masks, function: str) -> Callable:
+    """`masks.<function>`, compiled; weights of one method and shape share it, and with it the time to compile."""
+    return compiled(getattr(masks, function))
+
+
+class MaskedWeight:
+    """A weight that is pruned: the variable, the method's state beside it and the key of its noise.
+
+    Everything that counts, shares out, searches, reports or strips goes over masked weights and names them by their path.
+
+    Args:
+        weight: The `Prunable`.
+        method: The pruning method.
+        seed: Int, the seed of its noise, of which the low 64 bits count.
+        add_variable: Function `(name, value, dtype, trainable, overwritten)` that makes a variable of the layer that is saved with it.
+
+    Raises:
+        ValueError: Where the method cannot prune the weight.
+    """
+
+    def __init__(self, weight: Prunable, method: PruningMethod, seed: int, add_variable: Callable):
+        method = method_for(method, weight)
+        method.check(weight)
+        self.weight, self.method = weight, method
+        self.masks = Masks(method, weight.shape, weight.layout)
+        self.key = add_variable("key", halves(seed), "int32", False, False)  # saved, so that a resumed run needs no seed
+        self.state = {name: add_variable(name, spec.value, spec.dtype, spec.trainable, spec.overwritten) for name, spec in self.specs().items()}
+
+    def specs(self) -> dict[str, Spec]:
+        """The state that is stored with this weight, by name."""
+        return self.method.state(self.masks.arranged_shape)
+
+    @property
+    def path(self) -> str:
+        """The names of the layers down to the weight and its own."""
+        return self.weight.path
+
+    @property
+    def variable(self):
+        """The variable that is pruned, in its dense form while it trains."""
+        return self.weight.variable
+
+    @property
+    def groups(self) -> int:
+        """The number of groups that compete in a contest."""
+        return self.masks.arranged_shape[2]
+
+    def value(self) -> Tensor:
+        """The dense weight, as a tensor."""
+        return ops.convert_to_tensor(self.variable)
+
+    def values(self) -> State:
+        """The state, as tensors."""
+        return {name: ops.convert_to_tensor(variable) for name, variable in self.state.items()}
+
+    def assign(self, updates: dict[str, Any]) -> None:
+        """Give state variables new values, by name."""
+        for name, value in updates.items():
+            self.state[name].assign(value)
+
+    def _run(self, function, *args):
+        return compiled_masks(self.masks, function)(self.value(), self.values(), *args)
+
+    # In the forward pass.
+
+    def train(self, draw: Tensor) -> Tensor:
+        """The weight under a mask drawn for one training step, the `draw`-th."""
+        masked, updates = compiled_masks(self.masks, "train")(ops.convert_to_tensor(self.variable), self.values(), ops.convert_to_tensor(self.key), draw)
+        self.assign(updates)
+        return masked
+
+    def infer(self, moved: Tensor) -> Tensor:
+        """The weight under the deterministic mask, which is found anew where `moved` is not 0."""
+        masked, updates = self._run("infer", moved)
+        self.assign(updates)
+        return masked
+
+    # Outside of it: values can be read, and nothing is compiled but the noise.
+
+    def mask(self) -> Tensor:
+        """The deterministic mask, found anew; float32, in the weight's shape."""
+        return self.masks.restore(self.masks.mode(self.value(), self.values()))
+
+    def sample(self, draw: Tensor) -> Tensor:
+        """A mask drawn from the current state; float32, in the weight's shape."""
+        return self.masks.restore(self._run("draw", ops.convert_to_tensor(self.key), draw))
+
+    def masked(self) -> Tensor:
+        """The weight that inference runs with, its mask found anew; 0 is never -0."""
+        weight = self.value()
+        return self.under(self.masks.mode(weight, self.values()), weight)
+
+    def under(self, mask: Tensor, weight: Tensor) -> Tensor:
+        """What inference runs with for a `weight` in its own shape and an arranged `mask`; 0 is never -0."""
+        return ops.where(self.masks.restore(mask) > 0, self.masks.apply(weight, mask, self.values()), ops.zeros_like(weight))
+
+    def figures(self, draw: Tensor) -> dict[str, float]:
+        """The method's own figures, from the current weight and state."""
+        return {name: float(ops.convert_to_numpy(value)) for name, value in self._run("figures", ops.convert_to_tensor(self.key), draw).items()}
+
+    def scores(self) -> np.ndarray:
+        """The scores by which a ranking method compares the groups, shape `(groups,)`, for a structure of one contest."""
+        return ops.convert_to_numpy(self.masks.scores(self.value(), self.values())).reshape(-1)
+
+    def revise(self, progress: float, draw: Tensor) -> None:
+        """Let the method change what it changes as training comes to `progress`."""
+        updates = self.masks.revise(self.value(), self.values(), progress, ops.convert_to_tensor(self.key), draw)
+        if "weight" in updates:
+            self.variable.assign(updates.pop("weight"))
+        self.assign(updates)
+
+    def set_kept(self, kept: int) -> None:
+        """Tell a ranking method how many groups this weight keeps."""
+        self.assign(self.method.counts(0.0, self.masks.arranged_shape, kept))
+
+    @property
+    def settled(self) -> bool:
+        """Whether the mask is held as it is."""
+        return "settled" in self.state and bool(self.state["settled"].numpy())
+
+    def is_short(self, progress: float) -> bool:
+        """Whether a ranking method keeps a group here only because it never removes all."""
+        if not isinstance(self.method, SharesCounts) or self.method.scope != "layer" or "sparsity" not in (schedules := self.method.schedules()):
+            return False
+        return count_removed(self.groups, schedules["sparsity"](max(0.0, progress))) >= self.groups
+
+    # Units that go with their bias.
+
+    def unit_mask(self) -> Tensor | None:
+        """Which output units are kept, float32 `(groups,)`, where the method removes whole units; else None."""
+        return self.method.unit_mask(self.values()) if isinstance(self.method, RemovesUnits) else None
+
+    @property
+    def bias(self):
+        """The bias that is removed with the units of this weight, or None."""
+        return getattr(self.weight.owner, "bias", None) if isinstance(self.method, RemovesUnits) else None
+
+    def bias_mask(self) -> Tensor:
+        """The mask of `bias`, in its shape and dtype."""
+        return ops.cast(ops.reshape(self.unit_mask(), self.bias.shape), self.bias.dtype)
+
+    def removed(self) -> list[tuple[Any, Tensor]]:
+        """The variables that lose whole units, each with a mask of its own shape: 0 where the unit is removed."""
+        weight = (self.variable, self.masks.restore(self.masks.mode(self.value(), self.values())))
+        return [weight] if self.bias is None else [weight, (self.bias, self.bias_mask())]

@@ -44,6 +44,7 @@ from keras_gibbs.structure.groups import Filter as Filter
 from keras_gibbs.structure.groups import Kernel as Kernel
 from keras_gibbs.structure.groups import Structure as Structure
 from keras_gibbs.structure.groups import Unstructured as Unstructured
+from keras_gibbs.structure.layouts import Layout as Layout
 from keras_gibbs.summaries import Summary as Summary
 from keras_gibbs.summaries import summary as summary
 

@@ -334,6 +334,26 @@ def test_nested_models_and_shared_layers(tmp_path):
     assert np.array_equal(final(FLAT), pruned(FLAT))
 
 
+def test_layers_of_one_name_in_two_nested_models_are_kept_apart():
+    inputs = tf_keras.Input((6,))
+    one, two = (tf_keras.Sequential([layers.Dense(6, input_shape=(6,), name="dense")], name=name) for name in ("one", "two"))
+    model = tf_keras.Model(inputs, two(one(inputs)))
+    masks = {"one/dense/kernel": np.eye(6), "two/dense/kernel": 1 - np.eye(6)}
+    pruned = kg_tfmot.prune(model, kg.Fixed(masks))
+    assert [masked.path for layer in pruned_layers(pruned) for masked in layer.masked_weights] == list(masks)
+    kg_tfmot.fold(pruned)
+    assert zeros(sparse.strip_pruning(pruned)) == [30, 6]
+    with pytest.raises(ValueError, match="which fits"):
+        kg_tfmot.prune(model, kg.Fixed({"dense": np.eye(6)}))
+
+
+def test_two_of_every_four_inputs_are_kept():
+    pruned = compiled(kg_tfmot.prune(mlp(), kg.Gibbs(0.5, structure=kg.NofM(2, 4)), where="scores"))
+    fit(pruned, GibbsPruningCallback(), x=FLAT)
+    kept = kernels(sparse.strip_pruning(pruned))[1].reshape(2, 4, 3) != 0
+    assert (kept.sum(axis=1) == 2).all()
+
+
 def test_mixed_precision_keeps_float32_masks():
     tf_keras.mixed_precision.set_global_policy("mixed_float16")
     try:

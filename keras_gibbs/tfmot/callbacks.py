@@ -55,7 +55,7 @@ class GibbsPruningCallback(Annealing, tf_keras.callbacks.Callback):
             self._close(self._epoch)
 
     def on_epoch_end(self, epoch, logs=None):
-        if self._closed != epoch and self._steps is None and hasattr(self, "params"):  # which a training loop of one's own need not set
+        if self._closed != epoch and self._steps is None and "steps" in getattr(self, "params", ()):
             warnings.warn(
                 "The data do not say how long an epoch is: a `ModelCheckpoint` that is listed before `GibbsPruningCallback` has saved this epoch without "
                 "its masks in the weights. List it after, or call `keras_gibbs.tfmot.fold` on what it saved.",

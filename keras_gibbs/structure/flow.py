@@ -1,0 +1,242 @@
+"""What is known of the channels of each tensor, and which channels of a model are one."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import keras
+import numpy as np
+
+Role = Literal["produces", "follows", "carries", "consumes"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Channels:
+    """The channels of a tensor.
+
+    Attributes:
+        axis: The axis that they run along, counted from the last: -1, -2, ...
+        ids: int array, the channel at each position of the axis; a flattened image names each channel many times.
+        values: float64 array, what a channel is equal to wherever it is constant, over all positions and samples; NaN where it varies.
+    """
+
+    axis: int
+    ids: np.ndarray
+    values: np.ndarray
+
+    def with_values(self, values) -> "Channels":
+        """The same channels with other values."""
+        return dataclasses.replace(self, values=values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """A tensor that has to stay as it is, and why."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Axis:
+    """An axis of a weight that runs along channels."""
+
+    layer: keras.layers.Layer
+    path: str
+    variable: keras.Variable
+    axis: int
+    ids: np.ndarray
+    role: Role
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Size:
+    """A number in the config of a layer that counts channels: where it stands there, such as `("filters",)` or `("target_shape", 2)`."""
+
+    layer: keras.layers.Layer
+    keys: tuple
+    ids: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Use:
+    """Where channels end: a layer whose every output adds up its input channels.
+
+    Attributes:
+        path: The layer's path.
+        mixing: Its weights, a `Mixing`.
+        inputs: int array, the channels it reads.
+        outputs: int array, the channels it makes.
+        values: float64 array, the constants it reads, NaN where they vary.
+    """
+
+    path: str
+    mixing: object
+    inputs: np.ndarray
+    outputs: np.ndarray
+    values: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Site:
+    """One call as the rules see it.
+
+    Attributes:
+        layer: The layer or operation that is called.
+        path: Its path.
+        shapes: The shapes of its input tensors.
+        states: What is known of them.
+        output_shape: The shape of its first output.
+        args: Positional and keyword arguments of the call.
+    """
+
+    layer: keras.Operation
+    path: str
+    shapes: list[tuple]
+    states: list[Channels | Fixed]
+    output_shape: tuple
+    args: tuple = ()
+
+    def describe(self) -> str:
+        """The class and path of the layer."""
+        return f"{type(self.layer).__name__} {self.path!r}"
+
+    def stop(self, flow: "Flow", reason: str) -> Fixed:
+        """Follow the channels of the inputs no further."""
+        for state in self.states:
+            flow.release(state, reason)
+        return Fixed(reason)
+
+
+class Flow:
+    """Collects, call by call, which channels are tied, which cannot go, and which axes of which weights they run along.
+
+    Attributes:
+        axes: The axes of weights, by (id of the variable, axis).
+        sizes: The numbers in configs, by (id of the layer, keys).
+        uses: Where channels end, by the id of the layer.
+        imagined: Whether values are those of a model in which every channel that can go has zero weights, rather than the model's own.
+
+    Args:
+        first: The flow of an earlier pass over the same calls, which gives the same ids: values are imagined then.
+    """
+
+    def __init__(self, first: "Flow | None" = None):
+        self.axes: dict[tuple, Axis] = {}
+        self.sizes: dict[tuple, Size] = {}
+        self.uses: dict[int, Use] = {}
+        self.imagined = first is not None
+        self._first = first
+        self._held = first.held() if first else None
+        self._parents: list[int] = []
+        self._reasons: dict[int, str] = {}
+        self._made: dict[tuple, np.ndarray] = {}
+
+    # Channels.
+
+    def fresh(self, size: int) -> np.ndarray:
+        """Ids of new channels."""
+        first = len(self._parents)
+        self._parents.extend(range(first, first + size))
+        return np.arange(first, first + size)
+
+    def made_by(self, layer, size: int) -> np.ndarray:
+        """Ids of the channels that `layer` makes: the same at each of its calls."""
+        key = (id(layer), size)
+        if key not in self._made:
+            self._made[key] = self.fresh(size)
+        return self._made[key]
+
+    def fixed(self, size: int, reason: str) -> np.ndarray:
+        """Ids of new channels that cannot go."""
+        ids = self.fresh(size)
+        self.freeze(ids, reason)
+        return ids
+
+    def freeze(self, ids, reason: str) -> None:
+        """Note that these channels cannot go."""
+        for channel in np.unique(ids).tolist():
+            self._reasons.setdefault(channel, reason)
+
+    def release(self, state: Channels | Fixed, reason: str) -> Fixed:
+        """A tensor that is followed no further: its channels cannot go."""
+        if isinstance(state, Fixed):
+            return state
+        self.freeze(state.ids, reason)
+        return Fixed(reason)
+
+    def tie(self, ids, others) -> None:
+        """Note that channels of the same place in two arrays are one."""
+        for one, other in zip(np.asarray(ids).tolist(), np.asarray(others).tolist()):
+            one, other = self._root(one), self._root(other)
+            if one != other:
+                self._parents[max(one, other)] = min(one, other)
+
+    def _root(self, channel):
+        parents = self._parents
+        while parents[channel] != channel:
+            parents[channel] = parents[parents[channel]]
+            channel = parents[channel]
+        return channel
+
+    def roots(self) -> np.ndarray:
+        """int array: for each id the one that stands for its channel."""
+        return np.array([self._root(channel) for channel in range(len(self._parents))], dtype=int)
+
+    def reasons(self) -> dict[int, str]:
+        """Why a channel cannot go, by root, for those that cannot."""
+        reasons = {}
+        for channel, reason in self._reasons.items():
+            reasons.setdefault(self._root(channel), reason)
+        return reasons
+
+    def held(self) -> np.ndarray:
+        """bool array: for each id whether its channel cannot go."""
+        return np.isin(self.roots(), list(self.reasons()))
+
+    def emptied(self, ids) -> np.ndarray:
+        """The values of channels whose weights are imagined to be zero: 0 for those that can go, NaN for the others."""
+        return np.where(self._held[ids], np.nan, 0.0)
+
+    # Layers.
+
+    def along(self, state: Channels | Fixed, axis: int, size: int, reason: str) -> Channels:
+        """The channels of `state` along `axis`; where it has none there, ones that cannot go."""
+        if isinstance(state, Channels) and state.axis == axis and len(state.ids) == size:
+            return state
+        self.release(state, reason)
+        if isinstance(state, Fixed):
+            reason = state.reason
+        return Channels(axis, self.fixed(size, reason), np.full(size, np.nan))
+
+    def bind(self, site, variable, axis: int, ids, role: Role) -> None:
+        """Note that an axis of a weight runs along these channels; at a second call of the layer, tie them to those of the first."""
+        key = (id(variable), axis % len(variable.shape))
+        if key in self.axes:
+            self.tie(self.axes[key].ids, ids)
+        else:
+            self.axes[key] = Axis(site.layer, site.path, variable, key[1], np.asarray(ids), role)
+
+    def resize(self, layer, keys: tuple, ids) -> None:
+        """Note that a number in the config of `layer` counts these channels."""
+        self.sizes.setdefault((id(layer), keys), Size(layer, keys, np.asarray(ids)))
+
+    def use(self, site, mixing: Callable, source: Channels, outputs) -> np.ndarray:
+        """Note that a layer adds up the channels of `source`.
+
+        Args:
+            site: The call.
+            mixing: Makes the layer's `Mixing`, once.
+            source: What it reads.
+            outputs: Ids of the channels it makes.
+
+        Returns:
+            The values of these channels before the layer's activation.
+        """
+        known = self.uses.get(id(site.layer))
+        if known is None:
+            mixing = self._first.uses[id(site.layer)].mixing if self.imagined else mixing()
+            known = Use(site.path, mixing, source.ids, np.asarray(outputs), source.values)
+        else:  # a constant counts where every call reads the same one
+            known = dataclasses.replace(known, values=np.where(known.values == source.values, known.values, np.nan))
+        self.uses[id(site.layer)] = known
+        return self.emptied(outputs) if self.imagined else known.mixing.constants(source.values)

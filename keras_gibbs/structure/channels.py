@@ -93,13 +93,14 @@ def channel_groups(model: keras.Model) -> list[ChannelGroup]:
     >>> groups = channel_groups(keras.applications.ResNet50(weights=None))
     >>> [member.name for member in groups[1].of_role("produces")]
     """
-    flow = follow(model)
-    return grouped(flow, {**stuck(follow(model, flow)), **flow.reasons()})
+    calls = trace(model)
+    flow = follow(calls)
+    return grouped(flow, reasons_to_stay(calls, flow))
 
 
-def follow(model: keras.Model, first: Flow | None = None) -> Flow:
-    """Follow the channels through a model; a second time, with the first flow, as if all channels that can go had zero weights."""
-    flow, calls = Flow(first), trace(model)
+def follow(calls: Trace, first: Flow | None = None) -> Flow:
+    """Follow the channels through the calls of a model; a second time, with the first flow, as if all channels that can go had zero weights."""
+    flow = Flow(first)
     states = {id(tensor): Fixed("it is an input of the model") for tensor in calls.inputs}
     for call in calls.calls:
         inputs = call.inputs
@@ -107,6 +108,8 @@ def follow(model: keras.Model, first: Flow | None = None) -> Flow:
         outputs = tensors(call.outputs)
         shape = tuple(outputs[0].shape) if outputs else ()
         site = Site(call.operation, call.path, [tuple(tensor.shape) for tensor in inputs], known, shape, (call.args, call.kwargs))
+        if inputs:
+            flow.inputs.setdefault(id(call.operation), (site.shapes[0], known[0]))
         state = _apply(flow, site)
         for tensor in outputs:
             states[id(tensor)] = state if len(outputs) == 1 else flow.release(state, f"{site.describe()} has several outputs")
@@ -143,9 +146,13 @@ def _in_time(flow, site):
     return _apply(flow, inside)
 
 
-def stuck(imagined: Flow) -> dict[int, str]:
-    """Why channels would still count with zero weights, by root: an activation leaves a constant that a layer behind cannot take."""
-    roots, reasons = imagined.roots(), {}
+def reasons_to_stay(calls: Trace, flow: Flow) -> dict[int, str]:
+    """Why channels cannot be removed by setting weights to zero, by root.
+
+    Beside those that the flow found, these are channels that count even so: an activation leaves a constant that a layer behind cannot take.
+    """
+    imagined, reasons = follow(calls, flow), flow.reasons()
+    roots = imagined.roots()
     for use in imagined.uses.values():
         keeps = np.isnan(use.values) | ((use.values != 0) & (not use.mixing.folds))
         for channel in roots[use.inputs[keeps]].tolist():

@@ -114,6 +114,7 @@ class Flow:
         axes: The axes of weights, by (id of the variable, axis).
         sizes: The numbers in configs, by (id of the layer, keys).
         uses: Where channels end, by the id of the layer.
+        inputs: Shape and state of the first input at a layer's first call, by the id of the layer.
         imagined: Whether values are those of a model in which every channel that can go has zero weights, rather than the model's own.
 
     Args:
@@ -124,6 +125,7 @@ class Flow:
         self.axes: dict[tuple, Axis] = {}
         self.sizes: dict[tuple, Size] = {}
         self.uses: dict[int, Use] = {}
+        self.inputs: dict[int, tuple[tuple, Channels | Fixed]] = {}
         self.imagined = first is not None
         self._first = first
         self._held = first.held() if first else None

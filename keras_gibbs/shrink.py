@@ -92,15 +92,18 @@ def _without(model, removal):
         if not any(id(owner) in changed for owner in owners):
             return None
         copy = type(layer).from_config(_resized(layer, sizes))
-        copy.build(_input_shape(removal, *flow.inputs[id(layer)]))
+        copy.build(input_shapes(layer)[0])
         copy.set_weights([values(variable) for variable in layer.weights])
         return copy
 
-    return graph.clone(model, replace)
+    def input_shapes(layer):
+        return [_smaller(removal, shape, state) for shape, state in flow.inputs[id(layer)]] if id(layer) in flow.inputs else None
+
+    return graph.clone(model, replace, input_shapes=input_shapes)
 
 
-def _input_shape(removal: Removal, shape, state):
-    """The shape of a layer's input without the removed channels."""
+def _smaller(removal: Removal, shape, state):
+    """The shape of a tensor without the removed channels."""
     shape = list(shape)
     if isinstance(state, Channels):
         shape[state.axis] = int(removal.kept(state.ids).sum())
@@ -116,7 +119,8 @@ def _resized(layer, sizes):
             config[key][place[0]] = count
         else:
             config[key] = count
-    for key in ("layer", "backward_layer"):
-        if isinstance(inner := getattr(layer, key, None), keras.layers.Layer) and key in config:
-            config[key] = {"module": "keras.layers", "class_name": type(inner).__name__, "config": _resized(inner, sizes), "registered_name": None}
+    for key in {"layer", "backward_layer"} & set(config):
+        config[key] = {name: part for name, part in config[key].items() if name != "build_config"}  # which would build it for the old shapes
+    if isinstance(layer, keras.layers.TimeDistributed):
+        config["layer"]["config"] = _resized(layer.layer, sizes)
     return config

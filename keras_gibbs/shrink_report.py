@@ -9,6 +9,7 @@ import numpy as np
 from keras_gibbs.structure.channels import reasons_to_stay
 from keras_gibbs.structure.constants import array_of
 from keras_gibbs.structure.costs import multiply_adds
+from keras_gibbs.structure.graph import has_graph
 from keras_gibbs.structure.removal import COUNTS, Removal, notices
 from keras_gibbs.structure.trace import Trace
 from keras_gibbs.tables import render
@@ -66,7 +67,7 @@ def report(name: str, calls: Trace, removal: Removal) -> ShrinkReport:
     rows = {}
     for call in calls.calls:
         layer = call.operation
-        if isinstance(layer, keras.layers.Layer) and layer.weights and id(layer) not in rows:
+        if isinstance(layer, keras.layers.Layer) and layer.weights and not has_graph(layer) and id(layer) not in rows:
             inner = getattr(layer, "layer", layer)
             made = counts.get(id(inner))
             rows[id(layer)] = {

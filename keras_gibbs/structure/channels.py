@@ -9,6 +9,7 @@ from keras import layers, tree
 
 from keras_gibbs.structure import merging, mixing, pointwise, spatial
 from keras_gibbs.structure.flow import Channels, Fixed, Flow, Role, Site
+from keras_gibbs.structure.graph import has_graph
 from keras_gibbs.structure.trace import Trace, tensors, trace
 
 RULES = {**mixing.RULES, **pointwise.RULES, **spatial.RULES, **merging.RULES}
@@ -108,8 +109,9 @@ def follow(calls: Trace, first: Flow | None = None) -> Flow:
         outputs = tensors(call.outputs)
         shape = tuple(outputs[0].shape) if outputs else ()
         site = Site(call.operation, call.path, [tuple(tensor.shape) for tensor in inputs], known, shape, (call.args, call.kwargs))
-        if inputs:
-            flow.inputs.setdefault(id(call.operation), (site.shapes[0], known[0]))
+        flow.enter(site)
+        if has_graph(call.operation):
+            continue
         state = _apply(flow, site)
         for tensor in outputs:
             states[id(tensor)] = state if len(outputs) == 1 else flow.release(state, f"{site.describe()} has several outputs")

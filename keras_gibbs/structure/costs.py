@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 import keras
 from keras import layers
 
+from keras_gibbs.structure.graph import has_graph
 from keras_gibbs.structure.layouts import TRANSPOSED
 from keras_gibbs.structure.trace import Call
 
@@ -25,7 +26,7 @@ def multiply_adds(calls: Iterable[Call], size: Callable = lambda variable: math.
     total = {}
     for call in calls:
         layer = call.operation
-        if isinstance(layer, keras.layers.Layer) and call.inputs:
+        if isinstance(layer, keras.layers.Layer) and call.inputs and not has_graph(layer):
             kernels = sum(size(variable) for variable in layer.weights if "kernel" in variable.name)
             total[id(layer)] = total.get(id(layer), 0) + kernels * _positions(layer, call.inputs[0].shape, keras.tree.flatten(call.outputs)[0].shape)
     return total

@@ -7,6 +7,8 @@ from typing import Literal
 import keras
 import numpy as np
 
+from keras_gibbs.structure.graph import has_graph
+
 Role = Literal["produces", "follows", "carries", "consumes"]
 
 
@@ -114,7 +116,7 @@ class Flow:
         axes: The axes of weights, by (id of the variable, axis).
         sizes: The numbers in configs, by (id of the layer, keys).
         uses: Where channels end, by the id of the layer.
-        inputs: Shape and state of the first input at a layer's first call, by the id of the layer.
+        inputs: (Shape, state) of the inputs at the first call of a layer or nested model, by its id.
         imagined: Whether values are those of a model in which every channel that can go has zero weights, rather than the model's own.
 
     Args:
@@ -125,7 +127,7 @@ class Flow:
         self.axes: dict[tuple, Axis] = {}
         self.sizes: dict[tuple, Size] = {}
         self.uses: dict[int, Use] = {}
-        self.inputs: dict[int, tuple[tuple, Channels | Fixed]] = {}
+        self.inputs: dict[int, list[tuple[tuple, Channels | Fixed]]] = {}
         self.imagined = first is not None
         self._first = first
         self._held = first.held() if first else None
@@ -219,8 +221,22 @@ class Flow:
             self.axes[key] = Axis(site.layer, site.path, variable, key[1], np.asarray(ids), role)
 
     def resize(self, layer, keys: tuple, ids) -> None:
-        """Note that a number in the config of `layer` counts these channels."""
-        self.sizes.setdefault((id(layer), keys), Size(layer, keys, np.asarray(ids)))
+        """Note that a number in the config of `layer` counts these channels; at a second call, tie them to those of the first."""
+        known = self.sizes.setdefault((id(layer), keys), Size(layer, keys, np.asarray(ids)))
+        self.tie(known.ids, ids)
+
+    def enter(self, site) -> None:
+        """Note the inputs of a layer or model; a model gets tensors of the same channels at each call, as its own inputs are of one shape."""
+        known = self.inputs.setdefault(id(site.layer), list(zip(site.shapes, site.states)))
+        if not has_graph(site.layer):
+            return
+        for (_, first), state in zip(known, site.states):
+            if isinstance(first, Channels) and isinstance(state, Channels) and first.axis == state.axis:
+                self.tie(first.ids, state.ids)
+            elif first is not state:
+                reason = f"{site.describe()} is called on other channels too"
+                self.release(first, reason)
+                self.release(state, reason)
 
     def use(self, site, mixing: Callable, source: Channels, outputs) -> np.ndarray:
         """Note that a layer adds up the channels of `source`.

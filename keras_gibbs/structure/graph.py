@@ -71,13 +71,19 @@ def leaves(model: keras.Model) -> list[keras.layers.Layer]:
     return list(found.values())
 
 
-def clone(model: keras.Model, replace: Callable[[keras.layers.Layer], keras.layers.Layer | None], reform: Callable | None = None) -> keras.Model:
+def clone(
+    model: keras.Model,
+    replace: Callable[[keras.layers.Layer], keras.layers.Layer | None],
+    reform: Callable | None = None,
+    input_shapes: Callable | None = None,
+) -> keras.Model:
     """A new, uncompiled model of the same architecture with the same weights, names and `trainable` flags.
 
     Args:
         model: A built Sequential or Functional model. Nested ones are entered, shared layers stay shared, operations between layers are kept.
         replace: Gives the built layer that takes the place of `layer`, or None for a plain copy.
         reform: From a model, outer or nested, to the one whose graph is copied in its place, and whether that, a chain of layers, becomes a Sequential.
+        input_shapes: Gives the shapes of a model's flat inputs in its copy, or None for those it has.
 
     Returns:
         A model of the same class; a subclass of `keras.Model` keeps its class where its constructor is the functional one, a subclass of Sequential becomes
@@ -102,16 +108,19 @@ def clone(model: keras.Model, replace: Callable[[keras.layers.Layer], keras.laye
         return copied
 
     def build(part):
+        shapes = input_shapes(part) if input_shapes else None
         part, chain = reform(part) if reform else (part, False)
         if chain or isinstance(part, keras.Sequential):
             # A Sequential does not list its InputLayer.
             config, layers = (part.layers[0].get_config(), part.layers[1:]) if chain else (part.get_config()["layers"][0]["config"], part.layers)
             names = ("batch_shape", "dtype", "sparse", "optional", "name")
+            config = config | ({"batch_shape": shapes[0]} if shapes else {})
             inputs = keras.Input(**{name: config[name] for name in names if name in config})
             built = keras.Sequential([inputs] + [visit(layer) for layer in layers], name=part.name)
         else:
             inputs = {id(layer.output): layer for layer in part.layers if isinstance(layer, keras.layers.InputLayer)}
-            tensors = tree.map_structure(lambda x: _input_like(inputs.get(id(x)), x), part.input)
+            shapes = iter(shapes or [tensor.shape for tensor in part.inputs])
+            tensors = tree.map_structure(lambda x: _input_like(inputs.get(id(x)), x, next(shapes)), part.input)
             built = keras.models.clone_model(_uncompiled(part), input_tensors=tensors, clone_function=visit)
         models.append((built, part.trainable))
         return built
@@ -130,10 +139,10 @@ def clone(model: keras.Model, replace: Callable[[keras.layers.Layer], keras.laye
     return result
 
 
-def _input_like(layer, tensor):
+def _input_like(layer, tensor, shape):
     if layer is None:
-        return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
-    return keras.Input(batch_shape=layer.batch_shape, dtype=layer.dtype, sparse=layer.sparse, optional=layer.optional, name=layer.name)
+        return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor.name)
+    return keras.Input(batch_shape=shape, dtype=layer.dtype, sparse=layer.sparse, optional=layer.optional, name=layer.name)
 
 
 def _uncompiled(model):

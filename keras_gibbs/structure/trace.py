@@ -14,7 +14,7 @@ class Call:
     """One call of one layer or operation.
 
     Attributes:
-        operation: The layer or `keras.Operation`. A model with a graph never stands here: its own layers do.
+        operation: The layer or `keras.Operation`. The call of a nested model stands before those of its layers, and gives no tensors of its own.
         path: The names on the way from the root model to the operation, such as `"encoder/dense"`.
         args: Positional arguments, with a `KerasTensor` wherever a tensor is passed.
         kwargs: Keyword arguments, likewise.
@@ -48,7 +48,7 @@ def trace(model: keras.Model) -> Trace:
     A layer that is called several times, or is inside a nested model that is, gives several calls.
     """
     tracer = _Tracer()
-    inputs = tree.map_structure(_like, model.input)
+    inputs = tree.map_structure(_like, _inputs(model))
     outputs = tracer.run(model, inputs, ())
     return Trace(tracer.calls, tensors(inputs), tensors(outputs))
 
@@ -71,7 +71,7 @@ class _Tracer:
             for layer in model.layers:
                 inputs = self.call(layer, (*names, layer.name), (inputs,), {})
             return inputs
-        inner = tree.map_structure(_like, model.input)
+        inner = tree.map_structure(_like, _inputs(model))
         for tensor, origin in zip(tensors(inner), tensors(inputs)):
             self._stand_for(tensor, origin)
         plain = keras.Model(model.input, model.output)  # neither the class nor the compilation of `model` is of use here
@@ -82,6 +82,7 @@ class _Tracer:
         """The outputs of one operation, and its call noted."""
         args, kwargs = tree.map_structure(self._origin, (args, kwargs))
         if has_graph(operation):
+            self.calls.append(Call(operation, "/".join(names), args, kwargs, ()))
             return self.run(operation, args[0] if args else kwargs["inputs"], names)
         outputs = operation.compute_output_spec(*args, **kwargs)
         self.calls.append(Call(operation, "/".join(names), args, kwargs, outputs))
@@ -111,6 +112,10 @@ class _Probe(keras.Operation):
     def compute_output_spec(self, *args, **kwargs):
         # A graph wires its outputs to the operation that made them, so an operation must not return a tensor of another one.
         return self.tracer.hand_out(self.tracer.call(self.operation, self.names, args, kwargs))
+
+
+def _inputs(model):
+    return model.inputs[0] if isinstance(model, keras.Sequential) else model.input  # a Sequential that was never called has no `input`
 
 
 def _like(tensor):

@@ -3,8 +3,9 @@
     python benchmarks/shrink_families.py                      # all families, one process each
     python benchmarks/shrink_families.py ResNet50 VGG16       # some of them
 
-Every network gets random weights, biases, gammas (half of them negative) and betas, and BatchNorm statistics around those of random inputs. Of every group of channels that can be removed a random 30 to 50 % get
-zero weights; then `shrink` removes them. Results: one JSON line a family in benchmarks/results/shrink_families-<backend>.jsonl, and a table.
+Every network gets random weights, biases, gammas (half of them negative) and betas, and BatchNorm statistics around those of random inputs.
+Of every group of channels that can be removed a random 30 to 50 % get zero weights; then `shrink` removes them.
+Results: one JSON line a family in benchmarks/results/shrink_families-<backend>.jsonl, and a table.
 """
 
 import argparse

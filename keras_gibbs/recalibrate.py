@@ -1,6 +1,7 @@
 """New BatchNorm statistics for the final mask."""
 
 import contextlib
+import operator
 from collections.abc import Iterator
 
 import keras
@@ -22,8 +23,8 @@ def recalibrate(model: keras.Model, data, *, batch_size: int = BATCH_SIZE) -> ke
 
     Args:
         model: A built model, pruned, stripped or plain; nested and subclassed ones included. Its BatchNorm statistics are set in place, nothing else.
-        data: Inputs of the model, as `predict` takes them: an array, a list or dict of arrays, or batches of these (a data set, a generator), where labels
-            may stand behind the inputs. A few thousand samples, with large batches, suffice.
+        data: Inputs of the model, as `predict` takes them: an array, a list or dict of arrays, or batches of these (a data set, a generator). A tuple is
+            (inputs, labels ...), here and in batches. A few thousand samples, with large batches, suffice.
         batch_size: Int, samples a batch where `data` is arrays.
 
     Returns:
@@ -66,14 +67,12 @@ def recalibrate(model: keras.Model, data, *, batch_size: int = BATCH_SIZE) -> ke
 
 def _batches(data, batch_size) -> Iterator:
     """Batches of inputs, without what stands behind them."""
-    arrays = tree.flatten(data) if isinstance(data, (list, tuple, dict)) else [data]
-    if arrays and all(hasattr(array, "shape") for array in arrays):
-        inputs = data[0] if isinstance(data, tuple) else data
-        for start in range(0, len(tree.flatten(inputs)[0]), batch_size):
-            yield tree.map_structure(lambda array: ops.convert_to_tensor(array[start : start + batch_size]), inputs)
-    else:
-        for batch in data:
-            yield tree.map_structure(ops.convert_to_tensor, batch[0] if isinstance(batch, tuple) else batch)
+    data = data[0] if isinstance(data, tuple) else data
+    if hasattr(data, "shape") or isinstance(data, dict) or (isinstance(data, list) and all(hasattr(array, "shape") for array in data)):
+        samples = len(tree.flatten(data)[0]) if tree.flatten(data) else 0
+        data = (tree.map_structure(operator.itemgetter(slice(start, start + batch_size)), data) for start in range(0, samples, batch_size))
+    for batch in data:
+        yield tree.map_structure(ops.convert_to_tensor, batch[0] if isinstance(batch, tuple) else batch)
 
 
 class _Moments:

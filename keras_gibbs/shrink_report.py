@@ -92,7 +92,7 @@ class _Notes:
         self.blocked = {}
         for use in removal.flow.uses.values():
             for channel in removal.roots[use.inputs[notices(use, removal.removed)]].tolist():
-                self.blocked.setdefault(channel, f"not zero at {use.path!r}, whose bias cannot take what is left of them")
+                self.blocked.setdefault(channel, f"as {use.path!r} does not read zeros for them and cannot take a constant into a bias")
 
     def of(self, layer, made) -> str:
         """The note on a layer that makes the channels `made`."""
@@ -104,8 +104,8 @@ class _Notes:
         silent = np.flatnonzero(self._silent(layer) & self.removal.kept(made))
         if not len(silent):
             return ""
-        why = self.blocked.get(int(channels[silent[0]]), "kept to round up, or as the last of their layer")
-        return f"{len(silent)} zero filters stay: {why}"
+        why = self.blocked.get(int(channels[silent[0]]), "to round up, or as the last of their layer")
+        return f"zero filters that stay: {len(silent)}, {why}"
 
     def _silent(self, layer):
         """bool array: which output channels have zero weights only."""

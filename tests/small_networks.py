@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from keras_gibbs.structure.channels import channel_groups
+
 
 def randomize(model, seed=0):
     """Normal weights; gammas of both signs, positive variances."""
@@ -12,6 +14,27 @@ def randomize(model, seed=0):
         if "float" in variable.dtype:
             value = rng.normal(size=variable.shape)
             variable.assign((np.abs(value) + 0.5 if "variance" in variable.name else value).astype("float32"))
+    return model
+
+
+def zero_kernels(model, share=0.5, seed=0):
+    """Zero kernels, biases and what follows left as they are, for a share of the channels of every group that can be removed."""
+    rng = np.random.default_rng(seed)
+    for group in channel_groups(model):
+        chosen = rng.permutation(group.size)[: int(group.size * share)]
+        for member in group.of_role("produces"):
+            value = np.array(ops.convert_to_numpy(member.variable))
+            np.moveaxis(value, member.axis, 0)[member.indices[chosen].reshape(-1)] = 0.0
+            member.variable.assign(value)
+    return model
+
+
+def zero_channels(model, share=0.5, seed=0):
+    """Zero weights for a share of the channels of every group that can be removed."""
+    rng = np.random.default_rng(seed)
+    for group in channel_groups(model):
+        if group.reason is None:
+            group.zero(rng.permutation(group.size)[: int(group.size * share)])
     return model
 
 
@@ -57,8 +80,8 @@ def sigmoid_mlp():
 
 
 def flattened():
-    parts = [layers.Conv2D(6, 3), layers.BatchNormalization(), layers.ReLU(), layers.MaxPooling2D(2), layers.Flatten(), layers.Dense(4, "relu"), layers.Dense(2)]
-    return keras.Sequential([keras.Input((6, 6, 3)), *parts])
+    parts = [layers.Conv2D(6, 3), layers.BatchNormalization(), layers.ReLU(), layers.MaxPooling2D(2), layers.Flatten()]
+    return keras.Sequential([keras.Input((6, 6, 3)), *parts, layers.Dense(4, "relu"), layers.Dense(2)])
 
 
 def channels_first():
@@ -124,7 +147,8 @@ def constants():
 
     def body(x):
         x = layers.Conv2D(8, 3)(layers.BatchNormalization()(x))
-        x = layers.Conv2D(7, 1, padding="same")(layers.Activation("sigmoid")(layers.BatchNormalization()(x)))
+        x = layers.AveragePooling2D(3, strides=1, padding="same")(layers.Activation("sigmoid")(layers.BatchNormalization()(x)))
+        x = layers.Conv2D(7, 1, padding="same")(layers.DepthwiseConv2D(2)(x))
         return layers.Conv2D(4, 3, padding="same")(layers.BatchNormalization(scale=False)(x))
 
     return _image(body)

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 
 import keras
 import numpy as np
-from keras import layers, tree
+from keras import layers
 
 from keras_gibbs.structure import merging, mixing, pointwise, spatial
-from keras_gibbs.structure.flow import Channels, Fixed, Flow, Role, Site
+from keras_gibbs.structure.flow import Channels, Flow, Held, Role, Site
 from keras_gibbs.structure.graph import has_graph
 from keras_gibbs.structure.trace import Trace, tensors, trace
 
@@ -102,10 +102,10 @@ def channel_groups(model: keras.Model) -> list[ChannelGroup]:
 def follow(calls: Trace, first: Flow | None = None) -> Flow:
     """Follow the channels through the calls of a model; a second time, with the first flow, as if all channels that can go had zero weights."""
     flow = Flow(first)
-    states = {id(tensor): Fixed("it is an input of the model") for tensor in calls.inputs}
+    states = {id(tensor): Held("it is an input of the model") for tensor in calls.inputs}
     for call in calls.calls:
         inputs = call.inputs
-        known = [states.get(id(tensor), Fixed("it is a constant of the model")) for tensor in inputs]
+        known = [states.get(id(tensor), Held("it is a constant of the model")) for tensor in inputs]
         outputs = tensors(call.outputs)
         shape = tuple(outputs[0].shape) if outputs else ()
         site = Site(call.operation, call.path, [tuple(tensor.shape) for tensor in inputs], known, shape, (call.args, call.kwargs))
@@ -135,8 +135,10 @@ def _apply(flow, site):
 def _in_time(flow, site):
     """The wrapped layer on one step, which lacks axis 1; channels along that axis are followed no further."""
     reason = f"{site.describe()} runs along it"
-    states = [flow.release(state, reason) if isinstance(state, Channels) and len(shape) + state.axis == 1 else state
-              for shape, state in zip(site.shapes, site.states)]
+    states = [
+        flow.release(state, reason) if isinstance(state, Channels) and len(shape) + state.axis == 1 else state
+        for shape, state in zip(site.shapes, site.states)
+    ]
     inside = dataclasses.replace(
         site,
         layer=site.layer.layer,
@@ -156,7 +158,7 @@ def reasons_to_stay(calls: Trace, flow: Flow) -> dict[int, str]:
     imagined, reasons = follow(calls, flow), flow.reasons()
     roots = imagined.roots()
     for use in imagined.uses.values():
-        keeps = np.isnan(use.values) | ((use.values != 0) & (not use.mixing.folds))
+        keeps = ~np.isfinite(use.values) if use.mixing.folds else use.values != 0
         for channel in roots[use.inputs[keeps]].tolist():
             reasons.setdefault(channel, f"with zero weights it is still not zero at {use.path!r}, where its constant cannot move into the bias")
     return reasons

@@ -32,7 +32,7 @@ class Channels:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fixed:
+class Held:
     """A tensor that has to stay as it is, and why."""
 
     reason: str
@@ -94,7 +94,7 @@ class Site:
     layer: keras.Operation
     path: str
     shapes: list[tuple]
-    states: list[Channels | Fixed]
+    states: list[Channels | Held]
     output_shape: tuple
     args: tuple = ()
 
@@ -102,11 +102,11 @@ class Site:
         """The class and path of the layer."""
         return f"{type(self.layer).__name__} {self.path!r}"
 
-    def stop(self, flow: "Flow", reason: str) -> Fixed:
+    def stop(self, flow: "Flow", reason: str) -> Held:
         """Follow the channels of the inputs no further."""
         for state in self.states:
             flow.release(state, reason)
-        return Fixed(reason)
+        return Held(reason)
 
 
 class Flow:
@@ -127,7 +127,7 @@ class Flow:
         self.axes: dict[tuple, Axis] = {}
         self.sizes: dict[tuple, Size] = {}
         self.uses: dict[int, Use] = {}
-        self.inputs: dict[int, list[tuple[tuple, Channels | Fixed]]] = {}
+        self.inputs: dict[int, list[tuple[tuple, Channels | Held]]] = {}
         self.imagined = first is not None
         self._first = first
         self._held = first.held() if first else None
@@ -161,12 +161,12 @@ class Flow:
         for channel in np.unique(ids).tolist():
             self._reasons.setdefault(channel, reason)
 
-    def release(self, state: Channels | Fixed, reason: str) -> Fixed:
+    def release(self, state: Channels | Held, reason: str) -> Held:
         """A tensor that is followed no further: its channels cannot go."""
-        if isinstance(state, Fixed):
+        if isinstance(state, Held):
             return state
         self.freeze(state.ids, reason)
-        return Fixed(reason)
+        return Held(reason)
 
     def tie(self, ids, others) -> None:
         """Note that channels of the same place in two arrays are one."""
@@ -203,12 +203,12 @@ class Flow:
 
     # Layers.
 
-    def along(self, state: Channels | Fixed, axis: int, size: int, reason: str) -> Channels:
+    def along(self, state: Channels | Held, axis: int, size: int, reason: str) -> Channels:
         """The channels of `state` along `axis`; where it has none there, ones that cannot go."""
         if isinstance(state, Channels) and state.axis == axis and len(state.ids) == size:
             return state
         self.release(state, reason)
-        if isinstance(state, Fixed):
+        if isinstance(state, Held):
             reason = state.reason
         return Channels(axis, self.fixed(size, reason), np.full(size, np.nan))
 

@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers, tree
 
 from keras_gibbs.structure.constants import evaluate
-from keras_gibbs.structure.flow import Channels, Fixed
+from keras_gibbs.structure.flow import Channels, Held
 from keras_gibbs.structure.pointwise import elementwise
 from keras_gibbs.structure.spatial import moved
 
@@ -21,19 +21,21 @@ def joined(flow, site):
     operands = _operands(site)
     tracked = [(shape, state) for shape, state in operands if isinstance(state, Channels)]
     if not tracked:
-        return next((state for _, state in operands if state is not None), Fixed("nothing is known of it"))
+        return next((state for _, state in operands if state is not None), Held("nothing is known of it"))
     axis = tracked[0][1].axis
-    fixed = next((state.reason for shape, state in operands if isinstance(state, Fixed) and _size(shape, axis) != 1), None)
+    fixed = next((state.reason for shape, state in operands if isinstance(state, Held) and _size(shape, axis) != 1), None)
     if any(state.axis != axis for _, state in tracked):
         return site.stop(flow, f"{site.describe()} brings together channels that run along different axes")
     size = site.output_shape[axis]
-    for shape, state in tracked:
+    for _, state in tracked:
         if len(state.ids) != size:
             flow.freeze(state.ids, f"{site.describe()} uses it for all channels of another tensor")
     whole = [state for _, state in tracked if len(state.ids) == size]
-    if fixed is not None or not whole:
-        reason = f"{site.describe()} ties it to a tensor that stays: {fixed}" if fixed else f"{site.describe()} has no tensor with all channels"
-        return site.stop(flow, reason)
+    if fixed is not None:
+        site.stop(flow, f"{site.describe()} ties it to a tensor that stays: {fixed}")
+        return Held(fixed)
+    if not whole:
+        return site.stop(flow, f"{site.describe()} has no tensor with all channels")
     for state in whole[1:]:
         flow.tie(whole[0].ids, state.ids)
     return whole[0].with_values(_values(flow, site, size, axis, [state for _, state in operands]))
@@ -47,7 +49,7 @@ def _operands(site):
         if isinstance(leaf, keras.KerasTensor):
             operands.append(next(states))
         elif np.ndim(leaf):
-            operands.append((np.shape(leaf), Fixed("an array is part of the graph")))
+            operands.append((np.shape(leaf), Held("an array is part of the graph")))
         elif leaf is not None:
             operands.append(((), None))
     return operands
@@ -64,7 +66,7 @@ def _values(flow, site, size, axis, states):
         if isinstance(state, Channels):
             apart = len(state.ids) == size
             operands.append(np.full(size, np.nan) if not apart and flow.imagined else np.broadcast_to(state.values, (size,)))
-        elif isinstance(state, Fixed):
+        elif isinstance(state, Held):
             operands.append(np.full(size, np.nan))
     values = evaluate(lambda *tensors: _call(site, tensors), *operands)
     if type(site.layer).__name__ == "Multiply":
@@ -101,7 +103,7 @@ def concatenated(flow, site):
 def expanded(flow, site):
     """`ops.expand_dims` and `ops.squeeze` of axes that are not the channels'."""
     state, before, after = site.states[0], len(site.shapes[0]), len(site.output_shape)
-    if isinstance(state, Fixed):
+    if isinstance(state, Held):
         return state
     axes = site.layer.axis
     if axes is None or len(site.states) > 1:
@@ -118,7 +120,7 @@ def expanded(flow, site):
 
 def transposed(flow, site):
     state, rank = site.states[0], len(site.shapes[0])
-    if isinstance(state, Fixed):
+    if isinstance(state, Held):
         return state
     order = site.layer.axes
     return moved(state, list(range(rank))[::-1] if order is None else [axis % rank for axis in order], rank)
@@ -127,7 +129,7 @@ def transposed(flow, site):
 def reduced(flow, site):
     """`ops.mean` and `ops.max` over other axes than the channels'."""
     state, rank = site.states[0], len(site.shapes[0])
-    if isinstance(state, Fixed):
+    if isinstance(state, Held):
         return state
     axes = site.layer.axis
     axes = set(range(rank)) if axes is None else {axis % rank for axis in np.atleast_1d(axes).tolist()}

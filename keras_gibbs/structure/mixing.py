@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers
 
 from keras_gibbs.structure.constants import array_of
-from keras_gibbs.structure.flow import Channels, Fixed
+from keras_gibbs.structure.flow import Channels, Held
 from keras_gibbs.structure.pointwise import activate
 
 
@@ -45,7 +45,7 @@ class Mixing:
 
     def constants(self, values: np.ndarray) -> np.ndarray:
         """The values of the outputs, NaN where they vary."""
-        varying = np.isnan(values) if self.uniform else values != 0  # NaN != 0
+        varying = ~np.isfinite(values) if self.uniform else values != 0  # NaN != 0
         outputs = self.sums(np.where(varying, 0.0, values)) + (0.0 if self.bias is None else self.bias)
         return np.where(self.reads[varying].any(0), np.nan, outputs)
 
@@ -232,7 +232,7 @@ def recurrent(flow, site):
         flow.bind(site, kernel, 0, source.ids, "consumes")
     width = sum(kernel.shape[1] for kernel in kernels)
     flow.use(site, lambda: Mixing(np.concatenate([array_of(kernel) for kernel in kernels], axis=1)[None], None, False), source, flow.fixed(width, reason))
-    return Fixed(reason)
+    return Held(reason)
 
 
 RULES = {

@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers
 
 from keras_gibbs.structure.constants import array_of, evaluate
-from keras_gibbs.structure.flow import Channels, Fixed
+from keras_gibbs.structure.flow import Channels, Held
 
 ACTIVATIONS = tuple(
     map(
@@ -27,7 +27,7 @@ INACTIVE = (  # at inference
 )
 
 
-def activate(flow, site, state: Channels, activation) -> Channels | Fixed:
+def activate(flow, site, state: Channels, activation) -> Channels | Held:
     """The channels of `state` after an activation function."""
     if activation is None or activation is keras.activations.linear:
         return state
@@ -39,13 +39,13 @@ def activate(flow, site, state: Channels, activation) -> Channels | Fixed:
 
 def activation_layer(flow, site):
     (state,) = site.states
-    return state if isinstance(state, Fixed) else activate(flow, site, state, site.layer.activation)
+    return state if isinstance(state, Held) else activate(flow, site, state, site.layer.activation)
 
 
 def elementwise(flow, site):
     """A layer without weights that computes each element from the element in its place."""
     (state,) = site.states
-    return state if isinstance(state, Fixed) else state.with_values(evaluate(site.layer, state.values))
+    return state if isinstance(state, Held) else state.with_values(evaluate(site.layer, state.values))
 
 
 def unchanged(flow, site):
@@ -61,7 +61,7 @@ def rescaling(flow, site):
 def parametric_relu(flow, site):
     """PReLU with a weight for each channel, or shared by all."""
     (state,), alpha = site.states, site.layer.alpha
-    if isinstance(state, Fixed):
+    if isinstance(state, Held):
         return state
     if alpha.shape[state.axis] != 1:
         flow.bind(site, alpha, state.axis, state.ids, "carries")
@@ -70,7 +70,7 @@ def parametric_relu(flow, site):
 
 def batch_normalization(flow, site):
     (state,), layer = site.states, site.layer
-    if isinstance(state, Fixed):
+    if isinstance(state, Held):
         return state
     rank = len(site.shapes[0])
     if layer.axis % rank - rank != state.axis:

@@ -68,7 +68,7 @@ def _grow(flow, roots, staying):
 
 def notices(use: Use, removed: np.ndarray) -> np.ndarray:
     """bool array over the inputs of a layer: whether an output that stays would change without it."""
-    harmless = ~np.isnan(use.values) if use.mixing.folds else use.values == 0
+    harmless = np.isfinite(use.values) if use.mixing.folds else use.values == 0
     outputs = ~removed[use.outputs]
     return ~harmless & (use.mixing.reads if outputs.all() else use.mixing.reads[:, outputs]).any(1)
 

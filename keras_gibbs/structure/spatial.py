@@ -3,7 +3,7 @@
 import numpy as np
 from keras import layers
 
-from keras_gibbs.structure.flow import Channels, Fixed
+from keras_gibbs.structure.flow import Channels, Held
 from keras_gibbs.structure.mixing import channel_axis
 from keras_gibbs.structure.pointwise import unchanged
 
@@ -13,7 +13,7 @@ def _on_channels(rule):
 
     def checked(flow, site):
         state = site.states[0]
-        if isinstance(state, Fixed):
+        if isinstance(state, Held):
             return state
         if len(site.states) > 1 or state.axis != channel_axis(site.layer, len(site.shapes[0])):
             return site.stop(flow, f"{site.describe()} works along the axis of its channels")
@@ -48,7 +48,7 @@ def pooled(site, state):
 
 def flatten(flow, site):
     (state,), shape = site.states, site.shapes[0]
-    if isinstance(state, Fixed):
+    if isinstance(state, Held):
         return state
     order = [0, *range(2, len(shape)), 1] if site.layer.data_format == "channels_first" and len(shape) > 2 else list(range(len(shape)))
     return _reshaped(flow, site, moved(state, order, len(shape)), tuple(shape[place] for place in order), site.output_shape)
@@ -56,7 +56,7 @@ def flatten(flow, site):
 
 def reshape(flow, site):
     (state,) = site.states
-    if isinstance(state, Fixed):
+    if isinstance(state, Held):
         return state
     result = _reshaped(flow, site, state, site.shapes[0], site.output_shape)
     if isinstance(result, Channels) and site.layer.target_shape[result.axis] != -1:
@@ -78,7 +78,7 @@ def _places(axis, before, after):
     size = before[axis]
     if axis == -1 and after[-1] == size:
         return -1, np.arange(size)
-    if None in before[1:] or None in after[1:] or size == 1:
+    if None in before[1:] or None in after[1:] or size == 1 or axis == -len(before):
         return None
     channels = np.arange(size).reshape(-1, *[1] * (-axis - 1))
     spread = np.broadcast_to(channels, before[1:]).reshape(after[1:])
@@ -91,7 +91,7 @@ def _places(axis, before, after):
 
 def permute(flow, site):
     (state,), rank = site.states, len(site.shapes[0])
-    return state if isinstance(state, Fixed) else moved(state, (0, *site.layer.dims), rank)
+    return state if isinstance(state, Held) else moved(state, (0, *site.layer.dims), rank)
 
 
 def moved(state: Channels, order, rank: int) -> Channels:

@@ -67,11 +67,11 @@ def recalibrate(model: keras.Model, data, *, batch_size: int = BATCH_SIZE) -> ke
 
 def _batches(data, batch_size) -> Iterator:
     """Batches of inputs, without what stands behind them."""
-    data = data[0] if isinstance(data, tuple) else data
-    if hasattr(data, "shape") or isinstance(data, dict) or (isinstance(data, list) and all(hasattr(array, "shape") for array in data)):
-        samples = len(tree.flatten(data)[0]) if tree.flatten(data) else 0
-        data = (tree.map_structure(operator.itemgetter(slice(start, start + batch_size)), data) for start in range(0, samples, batch_size))
-    for batch in data:
+    batches = data[0] if isinstance(data, tuple) else data
+    if hasattr(batches, "shape") or isinstance(batches, dict) or (isinstance(batches, list) and all(hasattr(array, "shape") for array in batches)):
+        arrays, sizes = batches, [len(array) for array in tree.flatten(batches)]
+        batches = (tree.map_structure(operator.itemgetter(slice(start, start + batch_size)), arrays) for start in range(0, max(sizes, default=0), batch_size))
+    for batch in batches:
         yield tree.map_structure(ops.convert_to_tensor, batch[0] if isinstance(batch, tuple) else batch)
 
 

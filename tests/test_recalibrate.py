@@ -118,7 +118,7 @@ def test_failures_leave_the_model_as_it_was():
     with pytest.raises(Exception, match="shape"):
         kg.recalibrate(model, [(DATA[:10],), (DATA[:10, :, :, :1],)])
     np.testing.assert_array_equal(outputs_of(model), before)
-    with pytest.raises(ValueError, match="not built"):
+    with pytest.raises(ValueError, match="needs a built model"):
         kg.recalibrate(keras.Sequential([layers.BatchNormalization()]), DATA)
     with pytest.raises(TypeError, match="Keras 3"):
         kg.recalibrate("model", DATA)

@@ -255,7 +255,9 @@ def test_two_hundred_random_graphs_and_most_get_smaller():
     @many
     @random_graph
     def check(plan, seed, zero):
-        smaller.append(check_random_graph(plan, seed, zero))
+        gets_smaller = check_random_graph(plan, seed, zero)
+        if zero is zero_channels:
+            smaller.append(gets_smaller)
 
     check()
-    assert np.mean(smaller) >= 0.8
+    assert len(smaller) > 100 and np.mean(smaller) >= 0.8

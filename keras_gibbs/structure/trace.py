@@ -67,12 +67,18 @@ class _Tracer:
 
     def run(self, model, inputs, names):
         """The outputs of `model` on `inputs`, and its calls noted."""
+        given = tensors(inputs)
+        if any(len(tensor.shape) != len(own.shape) for tensor, own in zip(given, model.inputs, strict=True)):
+            raise ValueError(
+                f"Model {'/'.join(names)!r} is called on tensors of another rank than that of its inputs, which Keras reshapes without a trace. "
+                f"Received: shapes {[tuple(tensor.shape) for tensor in given]}. Reshape them by a layer in front of it."
+            )
         if isinstance(model, keras.Sequential):
             for layer in model.layers:
-                inputs = self.call(layer, (*names, layer.name), (inputs,), {})
-            return inputs
+                given = tensors(self.call(layer, (*names, layer.name), (given[0],), {}))
+            return given[0]
         inner = tree.map_structure(_like, _inputs(model))
-        for tensor, origin in zip(tensors(inner), tensors(inputs)):
+        for tensor, origin in zip(tensors(inner), given):
             self._stand_for(tensor, origin)
         plain = keras.Model(model.input, model.output)  # neither the class nor the compilation of `model` is of use here
         clone = keras.models.clone_model(plain, input_tensors=inner, clone_function=lambda operation: _Probe(self, operation, (*names, operation.name)))
@@ -82,8 +88,11 @@ class _Tracer:
         """The outputs of one operation, and its call noted."""
         args, kwargs = tree.map_structure(self._origin, (args, kwargs))
         if has_graph(operation):
-            self.calls.append(Call(operation, "/".join(names), args, kwargs, ()))
-            return self.run(operation, args[0] if args else kwargs["inputs"], names)
+            inputs = args[0] if args else kwargs["inputs"]
+            if isinstance(inputs, dict) and not isinstance(operation.input, dict):
+                inputs = [inputs[own.name] for own in operation.inputs]
+            self.calls.append(Call(operation, "/".join(names), (inputs,), {}, ()))
+            return self.run(operation, inputs, names)
         outputs = operation.compute_output_spec(*args, **kwargs)
         self.calls.append(Call(operation, "/".join(names), args, kwargs, outputs))
         return outputs

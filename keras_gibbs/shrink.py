@@ -9,8 +9,8 @@ from keras_gibbs.shrink_report import ShrinkReport, report
 from keras_gibbs.structure import graph
 from keras_gibbs.structure.channels import follow
 from keras_gibbs.structure.constants import array_of
-from keras_gibbs.structure.flow import Channels
 from keras_gibbs.structure.removal import Removal, removable
+from keras_gibbs.structure.states import Channels
 from keras_gibbs.structure.trace import trace
 
 

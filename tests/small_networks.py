@@ -219,7 +219,8 @@ def einsum():
     def body(x):
         x = layers.EinsumDense("abc,cd->abd", (4, 7), bias_axes="d", activation="relu")(x)
         x = layers.EinsumDense("...x,xy->...y", 6, activation="relu")(x)
-        return layers.EinsumDense("abd,dce->abce", (4, 2, 3), bias_axes="ce")(x)
+        x = layers.EinsumDense("abd,de->ae", 5, bias_axes="e", activation="sigmoid")(x)  # sums over positions too
+        return layers.EinsumDense("ad,dce->ace", (2, 3), bias_axes="ce")(layers.EinsumDense("ad,de->ae", 6)(x))
 
     return _functional((4, 5), body)
 

@@ -7,12 +7,11 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_gibbs.structure import merging, mixing, pointwise, spatial
-from keras_gibbs.structure.flow import Channels, Flow, Held, Role, Site
+from keras_gibbs.structure.flow import Flow
 from keras_gibbs.structure.graph import has_graph
+from keras_gibbs.structure.rules import OPERATIONS, RULES
+from keras_gibbs.structure.states import Channels, Held, Role, Site
 from keras_gibbs.structure.trace import Trace, tensors, trace
-
-RULES = {**mixing.RULES, **pointwise.RULES, **spatial.RULES, **merging.RULES}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,9 +125,9 @@ def _apply(flow, site):
         return _in_time(flow, site)
     rule = RULES.get(type(layer))
     if rule is None and not isinstance(layer, keras.layers.Layer) and type(layer).__module__.startswith("keras."):
-        rule = merging.OPERATIONS.get(type(layer).__name__)
+        rule = OPERATIONS.get(type(layer).__name__)
     if rule is None or getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False):
-        return site.stop(flow, f"{site.describe()} reads it, and is not known to keep channels apart")
+        return flow.stop(site, f"{site.describe()} reads it, and is not known to keep channels apart")
     return rule(flow, site)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 def array_of(variable) -> np.ndarray:
     """The value of a variable or tensor as float32."""
-    return np.asarray(keras.ops.convert_to_numpy(variable)).astype("float32")
+    return np.asarray(keras.ops.convert_to_numpy(variable)).astype("float32", copy=False)
 
 
 def evaluate(function: Callable, *operands: np.ndarray) -> np.ndarray:

@@ -1,112 +1,12 @@
-"""What is known of the channels of each tensor, and which channels of a model are one."""
+"""Which channels of a model are one, and which cannot go."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
 
-import keras
 import numpy as np
 
 from keras_gibbs.structure.graph import has_graph
-
-Role = Literal["produces", "follows", "carries", "consumes"]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Channels:
-    """The channels of a tensor.
-
-    Attributes:
-        axis: The axis that they run along, counted from the last: -1, -2, ...
-        ids: int array, the channel at each position of the axis; a flattened image names each channel many times.
-        values: float64 array, what a channel is equal to wherever it is constant, over all positions and samples; NaN where it varies.
-    """
-
-    axis: int
-    ids: np.ndarray
-    values: np.ndarray
-
-    def with_values(self, values) -> "Channels":
-        """The same channels with other values."""
-        return dataclasses.replace(self, values=values)
-
-
-@dataclasses.dataclass(frozen=True)
-class Held:
-    """A tensor that has to stay as it is, and why."""
-
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Axis:
-    """An axis of a weight that runs along channels."""
-
-    layer: keras.layers.Layer
-    path: str
-    variable: keras.Variable
-    axis: int
-    ids: np.ndarray
-    role: Role
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Size:
-    """A number in the config of a layer that counts channels: where it stands there, such as `("filters",)` or `("target_shape", 2)`."""
-
-    layer: keras.layers.Layer
-    keys: tuple
-    ids: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Use:
-    """Where channels end: a layer whose every output adds up its input channels.
-
-    Attributes:
-        path: The layer's path.
-        mixing: Its weights, a `Mixing`.
-        inputs: int array, the channels it reads.
-        outputs: int array, the channels it makes.
-        values: float64 array, the constants it reads, NaN where they vary.
-    """
-
-    path: str
-    mixing: object
-    inputs: np.ndarray
-    outputs: np.ndarray
-    values: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Site:
-    """One call as the rules see it.
-
-    Attributes:
-        layer: The layer or operation that is called.
-        path: Its path.
-        shapes: The shapes of its input tensors.
-        states: What is known of them.
-        output_shape: The shape of its first output.
-        args: Positional and keyword arguments of the call.
-    """
-
-    layer: keras.Operation
-    path: str
-    shapes: list[tuple]
-    states: list[Channels | Held]
-    output_shape: tuple
-    args: tuple = ()
-
-    def describe(self) -> str:
-        """The class and path of the layer."""
-        return f"{type(self.layer).__name__} {self.path!r}"
-
-    def stop(self, flow: "Flow", reason: str) -> Held:
-        """Follow the channels of the inputs no further."""
-        for state in self.states:
-            flow.release(state, reason)
-        return Held(reason)
+from keras_gibbs.structure.states import Axis, Channels, Held, Role, Site, Size, Use
 
 
 class Flow:
@@ -168,6 +68,12 @@ class Flow:
         self.freeze(state.ids, reason)
         return Held(reason)
 
+    def stop(self, site: Site, reason: str) -> Held:
+        """What comes of a call that is followed no further: the channels of its inputs cannot go."""
+        for state in site.states:
+            self.release(state, reason)
+        return Held(reason)
+
     def tie(self, ids, others) -> None:
         """Note that channels of the same place in two arrays are one."""
         for one, other in zip(np.asarray(ids).tolist(), np.asarray(others).tolist()):
@@ -212,7 +118,7 @@ class Flow:
             reason = state.reason
         return Channels(axis, self.fixed(size, reason), np.full(size, np.nan))
 
-    def bind(self, site, variable, axis: int, ids, role: Role) -> None:
+    def bind(self, site: Site, variable, axis: int, ids, role: Role) -> None:
         """Note that an axis of a weight runs along these channels; at a second call of the layer, tie them to those of the first."""
         key = (id(variable), axis % len(variable.shape))
         if key in self.axes:
@@ -225,7 +131,7 @@ class Flow:
         known = self.sizes.setdefault((id(layer), keys), Size(layer, keys, np.asarray(ids)))
         self.tie(known.ids, ids)
 
-    def enter(self, site) -> None:
+    def enter(self, site: Site) -> None:
         """Note the inputs of a layer or model; a model gets tensors of the same channels at each call, as its own inputs are of one shape."""
         known = self.inputs.setdefault(id(site.layer), list(zip(site.shapes, site.states)))
         if not has_graph(site.layer):
@@ -238,7 +144,7 @@ class Flow:
                 self.release(first, reason)
                 self.release(state, reason)
 
-    def use(self, site, mixing: Callable, source: Channels, outputs) -> np.ndarray:
+    def use(self, site: Site, mixing: Callable, source: Channels, outputs) -> np.ndarray:
         """Note that a layer adds up the channels of `source`.
 
         Args:

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 
 from keras_gibbs.structure.constants import array_of
-from keras_gibbs.structure.flow import Flow, Use
+from keras_gibbs.structure.flow import Flow
+from keras_gibbs.structure.states import Use
 
 COUNTS = ("filters", "units", "output_dim", "output_shape")  # the numbers in configs that say how many channels a layer makes
 

@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers
 
 from keras_gibbs.structure.constants import array_of, evaluate
-from keras_gibbs.structure.flow import Channels, Held
+from keras_gibbs.structure.states import Channels, Held
 
 ACTIVATIONS = tuple(
     map(
@@ -54,7 +54,7 @@ def unchanged(flow, site):
 
 def rescaling(flow, site):
     if np.ndim(site.layer.scale) or np.ndim(site.layer.offset):
-        return site.stop(flow, f"{site.describe()} has a scale or offset for each channel in its config")
+        return flow.stop(site, f"{site.describe()} has a scale or offset for each channel in its config")
     return elementwise(flow, site)
 
 
@@ -74,7 +74,7 @@ def batch_normalization(flow, site):
         return state
     rank = len(site.shapes[0])
     if layer.axis % rank - rank != state.axis:
-        return site.stop(flow, f"{site.describe()} normalizes another axis than its channels'")
+        return flow.stop(site, f"{site.describe()} normalizes another axis than its channels'")
     scale = layer.gamma is not None
     for variable in (layer.gamma, layer.beta):
         if variable is not None:

@@ -5,9 +5,9 @@ import numpy as np
 from keras import layers, tree
 
 from keras_gibbs.structure.constants import evaluate
-from keras_gibbs.structure.flow import Channels, Held
-from keras_gibbs.structure.pointwise import elementwise
-from keras_gibbs.structure.spatial import moved
+from keras_gibbs.structure.rules.pointwise import elementwise
+from keras_gibbs.structure.rules.spatial import moved
+from keras_gibbs.structure.states import Channels, Held
 
 UNARY = (
     "Abs Absolute Cast Celu Elu Erf Exp Expm1 Gelu HardShrink HardSigmoid HardSilu HardTanh LeakyRelu Log1p LogSigmoid Mish Negative Relu Relu6 Selu Sigmoid "
@@ -25,17 +25,17 @@ def joined(flow, site):
     axis = tracked[0][1].axis
     fixed = next((state.reason for shape, state in operands if isinstance(state, Held) and _size(shape, axis) != 1), None)
     if any(state.axis != axis for _, state in tracked):
-        return site.stop(flow, f"{site.describe()} brings together channels that run along different axes")
+        return flow.stop(site, f"{site.describe()} brings together channels that run along different axes")
     size = site.output_shape[axis]
     for _, state in tracked:
         if len(state.ids) != size:
             flow.freeze(state.ids, f"{site.describe()} uses it for all channels of another tensor")
     whole = [state for _, state in tracked if len(state.ids) == size]
     if fixed is not None:
-        site.stop(flow, f"{site.describe()} ties it to a tensor that stays: {fixed}")
+        flow.stop(site, f"{site.describe()} ties it to a tensor that stays: {fixed}")
         return Held(fixed)
     if not whole:
-        return site.stop(flow, f"{site.describe()} has no tensor with all channels")
+        return flow.stop(site, f"{site.describe()} has no tensor with all channels")
     for state in whole[1:]:
         flow.tie(whole[0].ids, state.ids)
     return whole[0].with_values(_values(flow, site, size, axis, [state for _, state in operands]))
@@ -90,7 +90,7 @@ def concatenated(flow, site):
     axis = tracked[0].axis
     if axis != along:
         if len(tracked) < len(site.states) or any(state.axis != axis for state in tracked):
-            return site.stop(flow, f"{site.describe()} sets it beside a tensor whose channels stay or run along another axis")
+            return flow.stop(site, f"{site.describe()} sets it beside a tensor whose channels stay or run along another axis")
         for state in tracked[1:]:
             flow.tie(tracked[0].ids, state.ids)
         values = np.array([state.values for state in tracked])
@@ -107,14 +107,14 @@ def expanded(flow, site):
         return state
     axes = site.layer.axis
     if axes is None or len(site.states) > 1:
-        return site.stop(flow, f"{site.describe()} is not followed")
+        return flow.stop(site, f"{site.describe()} is not followed")
     inside = max(before, after)
     axes = {axis % inside for axis in np.atleast_1d(axes).tolist()}
     kept = [axis for axis in range(inside) if axis not in axes]  # the axes of the smaller tensor, in the larger one
     if after > before:
         return Channels(kept[before + state.axis] - after, state.ids, state.values)
     if before + state.axis in axes:
-        return site.stop(flow, f"{site.describe()} drops the axis of the channels")
+        return flow.stop(site, f"{site.describe()} drops the axis of the channels")
     return Channels(kept.index(before + state.axis) - after, state.ids, state.values)
 
 
@@ -134,7 +134,7 @@ def reduced(flow, site):
     axes = site.layer.axis
     axes = set(range(rank)) if axes is None else {axis % rank for axis in np.atleast_1d(axes).tolist()}
     if rank + state.axis in axes:
-        return site.stop(flow, f"{site.describe()} reads all channels")
+        return flow.stop(site, f"{site.describe()} reads all channels")
     behind = 0 if site.layer.keepdims else sum(axis > rank + state.axis for axis in axes)
     return Channels(state.axis + behind, state.ids, state.values)
 
@@ -144,7 +144,7 @@ def _single(rule):
 
     def checked(flow, site):
         if len(site.states) != 1 or any(np.ndim(leaf) for leaf in tree.flatten(site.args) if not isinstance(leaf, keras.KerasTensor)):
-            return site.stop(flow, f"{site.describe()} has further tensors")
+            return flow.stop(site, f"{site.describe()} has further tensors")
         return rule(flow, site)
 
     return checked

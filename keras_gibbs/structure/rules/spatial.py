@@ -3,9 +3,9 @@
 import numpy as np
 from keras import layers
 
-from keras_gibbs.structure.flow import Channels, Held
-from keras_gibbs.structure.mixing import channel_axis
-from keras_gibbs.structure.pointwise import unchanged
+from keras_gibbs.structure.rules.convolutions import channel_axis
+from keras_gibbs.structure.rules.pointwise import unchanged
+from keras_gibbs.structure.states import Channels, Held
 
 
 def _on_channels(rule):
@@ -16,7 +16,7 @@ def _on_channels(rule):
         if isinstance(state, Held):
             return state
         if len(site.states) > 1 or state.axis != channel_axis(site.layer, len(site.shapes[0])):
-            return site.stop(flow, f"{site.describe()} works along the axis of its channels")
+            return flow.stop(site, f"{site.describe()} works along the axis of its channels")
         return rule(site, state)
 
     return checked
@@ -68,7 +68,7 @@ def _reshaped(flow, site, state, before, after):
     """The channels of a tensor of shape `before` when it is read as one of shape `after`."""
     places = _places(state.axis, before, after)
     if places is None:
-        return site.stop(flow, f"{site.describe()} spreads channels over several axes")
+        return flow.stop(site, f"{site.describe()} spreads channels over several axes")
     axis, places = places
     return Channels(axis, state.ids[places], state.values[places])
 

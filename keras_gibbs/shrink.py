@@ -125,6 +125,9 @@ def _resized(layer, sizes):
             config[key][place[0]] = count
         else:
             config[key] = count
+    for key in config:
+        if isinstance(start := getattr(layer, key, None), keras.initializers.Constant) and np.ndim(start.value):
+            config[key] = "zeros"  # an array, of the old shape
     for key in {"layer", "backward_layer"} & set(config):
         config[key] = {name: part for name, part in config[key].items() if name != "build_config"}  # which would build it for the old shapes
     if isinstance(layer, keras.layers.TimeDistributed):

@@ -111,6 +111,8 @@ def one(layer, shape=(6, 6, 3)):
         (layers.Reshape((6, 12, 2)), "over several axes"),
         (layers.ZeroPadding2D(1, data_format="channels_first"), "along the axis of its channels"),
         (layers.Rescaling([1.0, 2.0, 3.0, 4.0]), "in its config"),
+        (lambda x: layers.GaussianNoise(1.0)(x, training=True), "as in training"),
+        (lambda x: ops.max(x, axis=-1, keepdims=True), "reads all channels"),
         (layers.TimeDistributed(keras.Sequential([layers.Dense(4)])), "Sequential"),
     ],
 )

@@ -114,6 +114,18 @@ def test_a_smaller_model_trains_saves_and_loads(tmp_path):
     small.fit(inputs_of(small), {"a": np.zeros((3, 3)), "b": np.zeros((3, 1))}, verbose=0)
 
 
+def test_a_layer_that_starts_from_an_array_gets_a_smaller_one(tmp_path):
+    """As pretrained embeddings are given to Keras."""
+    table = np.random.default_rng(0).normal(size=(7, 6)).astype("float32")
+    table[:, :4] = 0.0
+    start = keras.initializers.Constant(table)
+    model = keras.Sequential([keras.Input((5,), dtype="int32"), layers.Embedding(7, 6, embeddings_initializer=start), layers.Flatten(), layers.Dense(2)])
+    small = kg.shrink(model)
+    assert small.layers[0].output_dim == 2
+    small.save(tmp_path / "small.keras")
+    assert_equal(keras.models.load_model(tmp_path / "small.keras"), model)
+
+
 def test_flags_and_names_stay():
     model = zero_channels(randomize(NETWORKS["residual"]()))
     model.get_layer("first").trainable = False

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import keras
 import numpy as np
-from keras import layers
+from keras import layers, tree
 
 from keras_gibbs.structure.flow import Flow
 from keras_gibbs.structure.graph import has_graph
@@ -121,6 +121,8 @@ def follow(calls: Trace, first: Flow | None = None) -> Flow:
 
 def _apply(flow, site):
     layer = site.layer
+    if isinstance(layer, layers.Layer) and any(leaf is True for leaf in tree.flatten(site.args)):
+        return flow.stop(site, f"{site.describe()} is called as in training, always")
     if type(layer) is layers.TimeDistributed:
         return _in_time(flow, site)
     rule = RULES.get(type(layer))

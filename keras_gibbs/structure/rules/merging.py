@@ -131,6 +131,8 @@ def reduced(flow, site):
     state, rank = site.states[0], len(site.shapes[0])
     if isinstance(state, Held):
         return state
+    if getattr(site.layer, "initial", None) is not None:
+        return flow.stop(site, f"{site.describe()} has an initial value")
     axes = site.layer.axis
     axes = set(range(rank)) if axes is None else {axis % rank for axis in np.atleast_1d(axes).tolist()}
     if rank + state.axis in axes:

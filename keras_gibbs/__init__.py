@@ -21,6 +21,7 @@ from keras_gibbs.model import prune as prune
 from keras_gibbs.model import pruned_layers as pruned_layers
 from keras_gibbs.model import sparsity as sparsity
 from keras_gibbs.model import strip_pruning as strip_pruning
+from keras_gibbs.recalibrate import recalibrate as recalibrate
 from keras_gibbs.sampling.hamiltonians import FilterCoupling as FilterCoupling
 from keras_gibbs.sampling.hamiltonians import Hamiltonian as Hamiltonian
 from keras_gibbs.sampling.hamiltonians import Independent as Independent
@@ -38,6 +39,8 @@ from keras_gibbs.search.ising import IsingEnergy as IsingEnergy
 from keras_gibbs.search.objectives import CrossEntropyEnergy as CrossEntropyEnergy
 from keras_gibbs.search.objectives import KeepPenalty as KeepPenalty
 from keras_gibbs.search.objectives import MarginEnergy as MarginEnergy
+from keras_gibbs.shrink import shrink as shrink
+from keras_gibbs.shrink_report import ShrinkReport as ShrinkReport
 from keras_gibbs.structure.contests import Block as Block
 from keras_gibbs.structure.contests import NofM as NofM
 from keras_gibbs.structure.groups import Filter as Filter

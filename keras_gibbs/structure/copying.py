@@ -27,19 +27,28 @@ class Plain:
             cls.is_on = before
 
 
-def clone(model: keras.Model, wrap: Callable | None = None, reform: Callable | None = None) -> tuple[keras.Model, list[tuple]]:
+def clone(
+    model: keras.Model,
+    wrap: Callable | None = None,
+    *,
+    replace: Callable | None = None,
+    reform: Callable | None = None,
+    input_shapes: Callable | None = None,
+) -> tuple[keras.Model, list[tuple]]:
     """A new, uncompiled model of the same architecture with the same weights, names and `trainable` flags, without the wrappers of keras_gibbs.
 
     Args:
         model: A built Sequential or Functional model. Nested ones are entered, shared layers stay shared, operations between layers are kept.
         wrap: From a layer of `model` and its copy, which is not built, to what takes its place: the copy itself or a wrapper around it. None wraps nothing.
+        replace: From a layer of `model` to the built layer that takes its place with weights of its own, or None for a copy.
         reform: From a model, outer or nested, to the one whose graph is copied in its place, and whether that, a chain of layers, becomes a Sequential.
+        input_shapes: From a model, outer or nested, to the shapes of its flat inputs in the copy, or None for those it has.
 
     Returns:
         The model, and the list of (layer, copy). A subclass of `keras.Model` keeps its class where its constructor is the functional one, a subclass of
         Sequential becomes a plain Sequential.
     """
-    copies, models, pairs = {}, [], []
+    copies, models, flags, pairs = {}, [], [], []
 
     def visit(layer):
         if id(layer) not in copies:
@@ -51,28 +60,34 @@ def clone(model: keras.Model, wrap: Callable | None = None, reform: Callable | N
         # An operation of the graph, or a function wrapped as a layer, has nothing to copy.
         if not isinstance(layer, keras.layers.Layer) or isinstance(layer, keras.layers.Lambda):
             return layer
+        if replace and (replacement := replace(layer)) is not None:
+            flags.append((replacement, layer.trainable))
+            return replacement
         copied = from_config(layer)
         pairs.append((layer, copied))
         return wrap(layer, copied) if wrap else copied
 
     def build(part):
+        shapes = input_shapes(part) if input_shapes else None
         part, chain = reform(part) if reform else (part, False)
         if chain or isinstance(part, keras.Sequential):
             # A Sequential does not list its InputLayer.
             config, layers = (part.layers[0].get_config(), part.layers[1:]) if chain else (part.get_config()["layers"][0]["config"], part.layers)
             names = ("batch_shape", "dtype", "sparse", "optional", "name")
+            config = config | ({"batch_shape": shapes[0]} if shapes else {})
             inputs = keras.Input(**{name: config[name] for name in names if name in config})
             built = keras.Sequential([inputs] + [visit(layer) for layer in layers], name=part.name)
         else:
             inputs = {id(layer.output): layer for layer in part.layers if isinstance(layer, keras.layers.InputLayer)}
-            tensors = tree.map_structure(lambda x: _input_like(inputs.get(id(x)), x), part.input)
+            shapes = iter(shapes or [tensor.shape for tensor in part.inputs])
+            tensors = tree.map_structure(lambda x: _input_like(inputs.get(id(x)), x, next(shapes)), part.input)
             built = keras.models.clone_model(_uncompiled(part), input_tensors=tensors, clone_function=visit)
         models.append((built, part.trainable))
         return built
 
     result = visit(model)
     # Setting the flag of a model sets those of its layers: models first, the outermost one before those in it.
-    for part, trainable in models[::-1]:
+    for part, trainable in models[::-1] + flags:
         set_trainable(part, trainable)
     for layer, copied in pairs:
         transfer(layer, copied)
@@ -111,10 +126,10 @@ def set_trainable(layer, trainable: bool) -> None:
         layer.trainable = trainable
 
 
-def _input_like(layer, tensor):
+def _input_like(layer, tensor, shape):
     if layer is None:
-        return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
-    return keras.Input(batch_shape=layer.batch_shape, dtype=layer.dtype, sparse=layer.sparse, optional=layer.optional, name=layer.name)
+        return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor.name)
+    return keras.Input(batch_shape=shape, dtype=layer.dtype, sparse=layer.sparse, optional=layer.optional, name=layer.name)
 
 
 def _uncompiled(model):

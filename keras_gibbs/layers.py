@@ -5,16 +5,18 @@ import random
 
 import keras
 import numpy as np
-from keras import ops, tree
+from keras import ops
 
 from keras_gibbs.configuration import register
 from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.methods.traits import LearnsMasks, trains_weights
 from keras_gibbs.numerics.noise import split
 from keras_gibbs.specs import add_variable
+from keras_gibbs.structure.building import build_by_shape, build_for, is_built, specs_of
 from keras_gibbs.structure.copying import Plain
 from keras_gibbs.structure.graph import children, walk
-from keras_gibbs.structure.prunable import TABLE, prunable_weights, rows_of, why_not
+from keras_gibbs.structure.kinds import is_a
+from keras_gibbs.structure.prunable import ATTENTION, TABLE, prunable_weights, rows_of, why_not
 from keras_gibbs.typing import Tensor
 from keras_gibbs.weights import MaskedWeight
 from keras_gibbs.wrapping import NEVER, Wrapping
@@ -33,10 +35,27 @@ def call_with(layer, values, args, kwargs):
     """
     # Every variable is named: a nested scope does not fall through to the outer one.
     given = {id(own): (own, own.value) for own in layer.variables} | {id(own): (own, value) for own, value in values}
-    with keras.StatelessScope(state_mapping=list(given.values()), collect_losses=True) as scope:
+    with _Scope(state_mapping=list(given.values()), collect_losses=True) as scope:
         outputs = layer(*args, **kwargs)
     after = [(own, value, scope.get_current_value(own)) for own, value in given.values()]
     return outputs, scope.losses, [(own, before, now) for own, before, now in after if now is not before]
+
+
+def _with_removed(weight, masked, assigned):
+    """What a layer that assigns a weight of its own in its call, which saw it `masked`, leaves of the whole `weight`: what is removed is scaled alike."""
+    scale = ops.norm(assigned) / ops.maximum(ops.norm(masked), 1e-30)
+    return ops.where(ops.equal(masked, 0), weight * scale, assigned)
+
+
+class _Scope(keras.StatelessScope):
+    """A stateless scope in which a layer that assigns a trained weight in its call gets the gradient that it gets outside of one."""
+
+    def add_update(self, update):
+        variable, value = update
+        if variable.trainable and keras.backend.backend() == "tensorflow":  # the gradient of a variable there is that at its new value
+            before = self.get_current_value(variable)
+            update = variable, ops.stop_gradient(value) + (before - ops.stop_gradient(before))
+        super().add_update(update)
 
 
 @register
@@ -55,7 +74,8 @@ class Pruned(Wrapping, keras.layers.Wrapper):
             A built layer keeps its weights.
         method: A pruning method, such as `kg.Gibbs(0.9)`.
         seed: Int, the seed of the layer's noise. By default one is drawn from Python's `random`, which `keras.utils.set_random_seed` fixes.
-        path: Where the layer stands in its model, such as `"encoder/block"`; its name by default. The paths of its weights begin with it.
+        path: Where the layer stands in its model, such as `"encoder/block"`; its name by default, `""` for a whole model. What the paths of its weights
+            begin with.
         only: Which weights are pruned, a list of paths from below the layer (`"kernel"`, `"ffn/dense/kernel"`); all by default.
         sites: At how many places of a graph the layer is called in one step; all of them share one mask.
         **kwargs: `name` and `trainable`, the layer's own by default.
@@ -84,25 +104,28 @@ class Pruned(Wrapping, keras.layers.Wrapper):
         super().__init__(layer, autocast=False, **(kwargs | {"dtype": "float32"}))
         self.method = method
         self.seed = random.randrange(2**63) if seed is None else int(seed) % 2**64
-        self.path_in_model = path or layer.name
+        self.path_in_model = layer.name if path is None else path
         self.only = None if only is None else list(only)
         self.sites = sites
         self.supports_masking = layer.supports_masking
         self.masked_weights = []
+        self.call_specs = None  # of the first call: what the inner layer is built from when a model is loaded
         self.masks_outputs = False  # True for as long as a search has several states share one forward pass
-        if layer.built:
+        if is_built(layer):
             self.build()
 
     # Building.
 
     def __call__(self, *args, **kwargs):
-        if not self.layer.built:
+        if self.call_specs is None:
+            self.call_specs = specs_of(args, kwargs)
+        if not self.built and not is_built(self.layer):
             with _starts(self.layer, self.method):
-                build_by_call(self.layer, args, kwargs)
+                build_for(self.layer, self.call_specs)
         return super().__call__(*args, **kwargs)
 
     def build(self, input_shape=None):
-        unbuilt = not self.layer.built
+        unbuilt = not is_built(self.layer)
         if unbuilt:
             with _starts(self.layer, self.method):
                 build_by_shape(self.layer, input_shape)
@@ -123,7 +146,7 @@ class Pruned(Wrapping, keras.layers.Wrapper):
 
     def _chosen(self):
         weights = prunable_weights(self.layer, self.path_in_model)
-        local = {weight.path[len(self.path_in_model) + 1 :]: weight for weight in weights}
+        local = {self._local(weight.path): weight for weight in weights}
         if self.only is not None and (unknown := sorted(set(self.only) - set(local))):
             raise ValueError(f"`only` names weights by their paths from below layer {self.layer.name!r}. Received: only={unknown}. There are {list(local)}.")
         if not weights:
@@ -140,7 +163,7 @@ class Pruned(Wrapping, keras.layers.Wrapper):
         return add
 
     def _local(self, path):
-        return path[len(self.path_in_model) + 1 :]
+        return path[len(self.path_in_model) + 1 :] if self.path_in_model else path
 
     def freeze(self) -> None:
         """Hold the layer's own weights still where the method learns masks only, or where the layer is frozen and its masks are not."""
@@ -155,7 +178,7 @@ class Pruned(Wrapping, keras.layers.Wrapper):
         self._require_built()
         if not training:
             return {masked.path: masked.mask() for masked in self.masked_weights}
-        draw = self._next_draw()
+        draw = self._next_draw(self.sites)
         return {masked.path: masked.sample(draw) for masked in self.masked_weights}
 
     def mask(self, training: bool = False) -> Tensor:
@@ -178,9 +201,9 @@ class Pruned(Wrapping, keras.layers.Wrapper):
     def _draw(self):
         return self._draws.value // self.sites
 
-    def _next_draw(self):
+    def _next_draw(self, calls=1):
         draw = self._draw()
-        self._draws.assign(self._draws.value + 1)
+        self._draws.assign(self._draws.value + calls)
         return draw
 
     # Running the layer.
@@ -199,8 +222,7 @@ class Pruned(Wrapping, keras.layers.Wrapper):
             self.add_loss(loss * 1.0)  # a new tensor: the same one would be counted twice on JAX
         values = {id(variable): value for variable, value in masked}
         for variable, _, now in assigned:
-            # A layer that assigns a weight of its own in its call saw the masked one: what is removed stays as it is.
-            variable.assign(ops.where(values[id(variable)] != 0, now, variable.value) if id(variable) in values else now)
+            variable.assign(_with_removed(variable.value, values[id(variable)], now) if id(variable) in values else now)
         return outputs
 
     def _run(self, values, args, kwargs):
@@ -242,10 +264,14 @@ class Pruned(Wrapping, keras.layers.Wrapper):
         return cls(layer, method, **config)
 
     def get_build_config(self):
-        return self.layer.get_build_config()
+        return self.layer.get_build_config() if self.call_specs is None else {"call": self.call_specs}
 
     def build_from_config(self, config):
-        self.layer.build_from_config(config)
+        if "call" in config:
+            self.call_specs = config["call"]
+            build_for(self.layer, self.call_specs)
+        else:
+            self.layer.build_from_config(config)
         self.build()
 
     def _variables_by_name(self):
@@ -283,24 +309,6 @@ class Pruned(Wrapping, keras.layers.Wrapper):
 
 
 _STILL = {"trainable": False, "autocast": False, "aggregation": "only_first_replica"}  # replicas draw the same masks, so the rest of their state agrees
-
-
-def build_by_call(layer, args, kwargs) -> None:
-    """Build a layer, and the layers inside it, for a call with these arguments."""
-
-    def symbolic(x):
-        return keras.KerasTensor(x.shape, dtype=keras.backend.standardize_dtype(x.dtype)) if hasattr(x, "shape") and hasattr(x, "dtype") else x
-
-    args, kwargs = tree.map_structure(symbolic, (args, kwargs))
-    layer(*args, **kwargs)
-
-
-def build_by_shape(layer, input_shape) -> None:
-    """Build a layer, and the layers inside it, for inputs of a shape."""
-    if type(layer).build is keras.layers.Layer.build and input_shape is not None:
-        build_by_call(layer, (keras.KerasTensor(input_shape),), {})
-    else:
-        layer.build(input_shape)
 
 
 @contextlib.contextmanager
@@ -367,12 +375,12 @@ def check_layer(layer) -> None:
 
 def why_unsupported(layer) -> str | None:
     """Why a layer has no weights that `Pruned` could mask, in a few words; None where it has, or where that shows only once it is built."""
-    if layer.built:
+    if is_built(layer):
         if prunable_weights(layer):
             return None
         reasons = [reason for part in walk(layer) if rows_of(part) and (reason := why_not(part))]
         return reasons[0] if reasons else f"{type(layer).__name__} has no weights that can be pruned"
-    known = rows_of(layer) or children(layer) or hasattr(layer, "get_prunable_weights") or isinstance(layer, keras.Model)
+    known = rows_of(layer) or children(layer) or is_a(layer, *ATTENTION) or hasattr(layer, "get_prunable_weights") or isinstance(layer, keras.Model)
     return None if known or type(layer).__module__.partition(".")[0] != "keras" else f"{type(layer).__name__} has no weights that can be pruned"
 
 

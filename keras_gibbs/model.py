@@ -1,5 +1,7 @@
 """Prune a model, strip it, and count."""
 
+import collections
+import math
 import random
 import re
 import warnings
@@ -9,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_gibbs.frozen import Frozen
+from keras_gibbs.holder import Holder, hold, strip_subclassed
 from keras_gibbs.layers import Pruned, check_finite, check_layer, check_method, describe_foreign, pruned_layers
 from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.methods.traits import DiffersByWeight, LearnsMasks, SearchesModel, method_for, scope_of, trains_weights
@@ -20,10 +23,11 @@ from keras_gibbs.structure import allocation, graph
 from keras_gibbs.structure.copying import clone, from_config, transfer
 from keras_gibbs.structure.outputs import at_output
 from keras_gibbs.structure.prunable import Prunable, prunable_weights, rows_of, why_not
+from keras_gibbs.structure.trace import trace
 from keras_gibbs.weights import MaskedWeight
 
 
-def prune(model, method: PruningMethod, *, where=None, seed: int | None = None):
+def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, data=None):
     """Wrap the layers of a model, so that `fit` prunes them.
 
     Args:
@@ -64,39 +68,67 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None):
     check_finite(model)
     chosen = _choose(model, method, where)
     _warn_if_overwritten(model, method, [weight for weights in chosen.values() for weight in weights])
-    paths = {id(layer): path for path, layer in graph.named_walk(model)}
-    positions = {id(layer): position for position, layer in enumerate(graph.leaves(model))}
-
-    def wrap(layer, copy):
-        if weights := chosen.get(id(layer)):
-            path = paths[id(layer)]
-            only = [weight.path[len(path) + 1 :] for weight in weights]
-            everything = len(only) == len(prunable_weights(layer))
-            return Pruned(copy, method, seed=split(seed, positions[id(layer)]), path=path, only=None if everything else only)
-        return Frozen(copy) if not trains_weights(method) and layer.trainable_variables else copy
-
-    pruned, _ = clone(model, wrap)
+    if graph.has_graph(model):
+        pruned, _ = clone(model, _wrapper_of(model, method, chosen, seed))
+    else:
+        only = [weight.path for weight in chosen[id(model)]]
+        pruned = hold(model, lambda copy: Pruned(copy, method, seed=split(seed, 0), path="", only=only), data)
     for layer in graph.walk(pruned):
         if isinstance(layer, Pruned):
             layer.prepare()
         if isinstance(layer, (Frozen, Pruned)):
             layer.freeze()  # once more: `clone` sets the flags of whole models
     distribute(pruned)
+    if where is None:
+        _warn_if_mostly_dense(model, chosen)
     return SearchedModel.of(pruned) if isinstance(method, SearchesModel) else pruned
+
+
+def _wrapper_of(model, method, chosen, seed):
+    """From a layer of `model` and its copy to the wrapper in its place, or the copy itself."""
+    paths = {id(layer): path for path, layer in graph.named_walk(model)}
+    positions = {id(layer): position for position, layer in enumerate(graph.leaves(model))}
+    sites = _call_sites(model)
+
+    def wrap(layer, copy):
+        if weights := chosen.get(id(layer)):
+            path = paths[id(layer)]
+            only = [weight.path[len(path) + 1 :] for weight in weights]
+            everything = len(only) == len(prunable_weights(layer))
+            key = split(seed, positions[id(layer)])
+            return Pruned(copy, method, seed=key, path=path, only=None if everything else only, sites=sites.get(id(layer), 1))
+        return Frozen(copy) if not trains_weights(method) and layer.trainable_variables else copy
+
+    return wrap
+
+
+def _call_sites(model):
+    """At how many places of the graph each layer is called, by its id."""
+    try:
+        return collections.Counter(id(call.operation) for call in trace(model).calls)
+    except ValueError:  # a graph that cannot be followed: every call draws a mask of its own
+        return {}
+
+
+def _warn_if_mostly_dense(model, chosen):
+    """Warn where less than half of the trained weights of a model are reached."""
+    reached = sum(math.prod(weight.shape) for weights in chosen.values() for weight in weights)
+    total = sum(math.prod(weight.shape) for weight in model.trainable_weights) or reached
+    if 2 * reached < total:
+        warnings.warn(
+            f"Only {reached / total:.0%} of the {total:,} weights of model {model.name!r} are pruned: `keras_gibbs.summary(pruned)` names the rest, and why. "
+            "A layer of your own joins by a method `get_prunable_weights()`.",
+            stacklevel=3,
+        )
 
 
 def _check_model(model):
     if any(isinstance(layer, Pruned) for layer in graph.walk(model)):
         raise ValueError(f"Model {model.name!r} is already pruned. Strip it first with `keras_gibbs.strip_pruning(model)`.")
-    if not graph.has_graph(model):
-        raise ValueError(
-            f"`prune` rebuilds a model from its graph, and the subclassed model {type(model).__name__!r} has none. Wrap its layers where its "
-            "constructor makes them:\n\n    self.dense = keras_gibbs.Pruned(keras.layers.Dense(128), keras_gibbs.Gibbs(sparsity=0.9))\n"
-        )
     if not model.built:
         raise ValueError(
             f"Model {model.name!r} is not built, so its layers have no kernels yet. Give it an input first: `keras.Input(shape)` as its first "
-            "layer, or `model.build((None, *shape))`."
+            "layer, `model.build((None, *shape))`, or, where it is subclassed, a call on a batch of data."
         )
 
 
@@ -129,8 +161,13 @@ def _choose(model, method, where) -> dict[int, list[Prunable]]:
     weights = prunable_weights(model)
     if isinstance(method, DiffersByWeight):
         method.check_weights(weights)
-    selected, outputs = selector(where), _protected(model, method)
+    selected, outputs = selector(where), protected(model, [method])
     picked = [weight for weight in weights if selected(weight.path, weight.owner)]
+    if where is None and method.structure.removes_outputs and not graph.has_graph(model):
+        raise ValueError(
+            f"The subclassed model {model.name!r} has no graph that tells which outputs may go. Name the weights whose outputs {method.structure.brief()} may "
+            f"remove with `where=`. Received: where=None. Its prunable weights are {[weight.path for weight in weights]}."
+        )
     reasons = {weight.path: why_skipped(weight, method, outputs) for weight in picked}
     chosen = [weight for weight in picked if reasons[weight.path] is None]
     if where is not None and chosen:
@@ -138,7 +175,8 @@ def _choose(model, method, where) -> dict[int, list[Prunable]]:
             method_for(method, weight).check(weight)
     if not chosen:
         raise ValueError(_nothing(model, weights, reasons, where))
-    holders = {id(weight.variable): leaf for leaf in graph.leaves(model) for weight in prunable_weights(leaf)}
+    leaves = graph.leaves(model) if graph.has_graph(model) else [model]
+    holders = {id(weight.variable): leaf for leaf in leaves for weight in prunable_weights(leaf)}
     by_holder = {}
     for weight in chosen:
         by_holder.setdefault(id(holders[id(weight.variable)]), []).append(weight)
@@ -160,8 +198,12 @@ def why_none(layer) -> str:
     return (why_not(layer) if rows_of(layer) else None) or f"{type(layer).__name__} has no weights that can be pruned"
 
 
-def _protected(model, method) -> set[int]:
-    return at_output(model) if method.structure.removes_outputs else set()
+def protected(model, methods: list[PruningMethod]) -> set[int]:
+    """The ids of the layers that feed an output of the model, and of those inside them, where one of `methods` removes outputs."""
+    if not any(method.structure.removes_outputs for method in methods) or not graph.has_graph(model):
+        return set()
+    outputs = at_output(model)
+    return {id(part) for leaf in graph.leaves(model) if id(leaf) in outputs for part in graph.walk(leaf)}
 
 
 def why_skipped(weight: Prunable, method: PruningMethod, outputs: set[int]) -> str | None:
@@ -243,11 +285,11 @@ def strip_pruning(model):
         )
     if not isinstance(model, keras.Model):
         return _strip_layer(model)
-    if not graph.has_graph(model):
-        raise ValueError(
-            f"`strip_pruning` rebuilds a model from its graph, and the subclassed model {type(model).__name__!r} has none. Build it once more "
-            "without the wrappers, and give each layer the weights of `keras_gibbs.strip_pruning(wrapped_layer)`."
-        )
+    if isinstance(model, Holder) or not graph.has_graph(model):
+        masked = _masked_by_variable(model)
+        inner, plain = strip_subclassed(model)
+        _write_masks(inner, plain, masked)
+        return plain
 
     def reform(part):
         return (part.plain(), part.sequential) if isinstance(part, SearchedModel) else (part, False)

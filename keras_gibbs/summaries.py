@@ -6,9 +6,8 @@ import keras
 import numpy as np
 
 from keras_gibbs.layers import describe_foreign, pruned_layers
-from keras_gibbs.model import weights_as_used, why_none, why_skipped
+from keras_gibbs.model import protected, weights_as_used, why_none, why_skipped
 from keras_gibbs.structure import graph
-from keras_gibbs.structure.outputs import at_output
 from keras_gibbs.tables import render
 
 
@@ -67,7 +66,7 @@ def summary(model) -> Summary:
     wrappers = [layer for layer in pruned_layers(model) if layer.built]
     progress = {id(masked): layer.progress for layer in wrappers for masked in layer.masked_weights}
     methods = list(dict.fromkeys(layer.method for layer in wrappers))
-    outputs = at_output(model) if graph.has_graph(model) and any(method.structure.removes_outputs for method in methods) else set()
+    outputs = protected(model, methods)
     rows = []
     used = {weight.path: (weight, value, own) for weight, value, own in weights_as_used(model)}
     for path, layer in graph.named_walk(model, "" if isinstance(model, keras.Model) else graph.unwrapped(model).name):

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import tempfile
+import warnings
 from collections.abc import Callable
 
 import keras
@@ -76,13 +77,16 @@ def clone(
             names = ("batch_shape", "dtype", "sparse", "optional", "name")
             config = config | ({"batch_shape": shapes[0]} if shapes else {})
             inputs = keras.Input(**{name: config[name] for name in names if name in config})
-            built = keras.Sequential([inputs] + [visit(layer) for layer in layers], name=part.name)
+            built = _chain_class(part)([inputs] + [visit(layer) for layer in layers], name=part.name)
         else:
             inputs = {id(layer.output): layer for layer in part.layers if isinstance(layer, keras.layers.InputLayer)}
             shapes = iter(shapes or [tensor.shape for tensor in part.inputs])
             tensors = tree.map_structure(lambda x: _input_like(inputs.get(id(x)), x, next(shapes)), part.input)
             built = keras.models.clone_model(_uncompiled(part), input_tensors=tensors, clone_function=visit)
         models.append((built, part.trainable))
+        if type(built) is not type(part) and not chain:
+            _warn_of_lost_class(part, built)
+        carry_attributes(part, built)
         return built
 
     result = visit(model)
@@ -92,6 +96,23 @@ def clone(
     for layer, copied in pairs:
         transfer(layer, copied)
     return result, pairs
+
+
+def _chain_class(model):
+    """The class of a copy of a Sequential: its own where the constructor is that of `keras.Sequential`."""
+    return type(model) if isinstance(model, keras.Sequential) and type(model).__init__ is keras.Sequential.__init__ else keras.Sequential
+
+
+def _warn_of_lost_class(model, built):
+    base = keras.Sequential if isinstance(model, keras.Sequential) else keras.Model
+    own = [name for cls in type(model).__mro__ if cls.__module__.partition(".")[0] != "keras" for name in vars(cls) if not name.startswith("__")]
+    own = [name for name in dict.fromkeys(own) if callable(getattr(type(model), name, None)) and name not in ("get_config", "from_config")]
+    if own:
+        warnings.warn(
+            f"The copy of model {model.name!r} is a {type(built).__name__}: the class {type(model).__name__!r} has a constructor of its own, by which a "
+            f"copy cannot be made, so its {', '.join(own)} are lost. Give it the constructor of keras.{base.__name__}, or prune the parts it is made of.",
+            stacklevel=5,
+        )
 
 
 def from_config(layer):
@@ -120,10 +141,56 @@ def transfer(source, target) -> None:
                 copied.load_assets(folder)
 
 
+def carry_attributes(source, target) -> None:
+    """Give `target`, a copy of the model `source`, the attributes that a user has set on that; warn of those that hold variables and were left behind."""
+    left, missing = [], object()
+    for name, value in vars(source).items():
+        if name.startswith("_") or name in _OF_KERAS or getattr(target, name, missing) is value:
+            continue
+        if isinstance(value, keras.layers.Layer) and name in vars(target):
+            continue  # a part of the architecture
+        if isinstance(value, keras.layers.Layer) and not hasattr(target, name) and value.built:
+            setattr(target, name, _beside(value))
+        elif _holds_state(value):
+            if name not in vars(target):
+                left.append(name)
+        elif isinstance(getattr(type(source), name, None), property):
+            continue
+        else:
+            setattr(target, name, value)
+    if left:
+        warnings.warn(
+            f"What model {source.name!r} holds in the attributes {left} has variables of its own and is not carried over to its copy. Set them on the copy.",
+            stacklevel=4,
+        )
+
+
+def _beside(layer):
+    """A copy of a layer that stands beside the graph of a model."""
+    if has_graph(layer):
+        return clone(layer)[0]
+    copied = from_config(layer)
+    copied.build_from_config(layer.get_build_config())
+    transfer(layer, copied)
+    return copied
+
+
+def _holds_state(value):
+    kinds = (keras.layers.Layer, keras.Variable, keras.metrics.Metric, keras.optimizers.Optimizer, keras.random.SeedGenerator)
+    return any(isinstance(part, kinds) for part in tree.flatten(value))
+
+
 def set_trainable(layer, trainable: bool) -> None:
     """Set the flag where it differs: setting it reaches the layers inside."""
     if layer.trainable != trainable:
         layer.trainable = trainable
+
+
+def _names_of_keras():
+    """The attributes that every functional model has once it is compiled and trained."""
+    model = keras.Model(*[keras.Input((1,), name="probe")] * 2)
+    model.compile("sgd", "mse")
+    return set(vars(model)) | {"history", "stop_training", "callbacks", "autocast", "built", "name"}
 
 
 def _input_like(layer, tensor, shape):
@@ -139,3 +206,6 @@ def _uncompiled(model):
     arguments = inspect.getfullargspec(type(model).__init__).args[1:3]
     cls = type(model) if arguments == ["inputs", "outputs"] else keras.Model
     return cls(model.input, model.output, name=model.name)
+
+
+_OF_KERAS = _names_of_keras()

@@ -16,10 +16,14 @@ def has_graph(layer) -> bool:
 
 
 def unwrapped(layer):
-    """The layer that a wrapper of keras_gibbs runs; any other layer itself."""
-    while getattr(type(layer), "wraps_for_pruning", False):
-        layer = layer.layer
-    return layer
+    """The layer that a wrapper of keras_gibbs runs, or the model that one of its holders holds; any other layer itself."""
+    while True:
+        if getattr(type(layer), "wraps_for_pruning", False):
+            layer = layer.layer
+        elif getattr(type(layer), "holds_one_model", False):
+            layer = layer.held
+        else:
+            return layer
 
 
 def children(layer: keras.layers.Layer) -> list[keras.layers.Layer]:

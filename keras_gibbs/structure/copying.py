@@ -105,8 +105,8 @@ def _chain_class(model):
 
 def _warn_of_lost_class(model, built):
     base = keras.Sequential if isinstance(model, keras.Sequential) else keras.Model
-    own = [name for cls in type(model).__mro__ if cls.__module__.partition(".")[0] != "keras" for name in vars(cls) if not name.startswith("__")]
-    own = [name for name in dict.fromkeys(own) if callable(getattr(type(model), name, None)) and name not in ("get_config", "from_config")]
+    own = [name for cls in type(model).__mro__ if cls not in type(built).__mro__ for name, part in vars(cls).items() if callable(part)]
+    own = [name for name in dict.fromkeys(own) if not name.startswith("__") and name not in ("get_config", "from_config")]
     if own:
         warnings.warn(
             f"The copy of model {model.name!r} is a {type(built).__name__}: the class {type(model).__name__!r} has a constructor of its own, by which a "

@@ -119,8 +119,10 @@ def advise(model: keras.Model) -> Advice:
     """
     model = _sized(exportable(model))
     with tempfile.TemporaryDirectory() as folder:
-        convert(model, Path(folder), ["dense"])
-        return advise_file(model, tflite_file.read((Path(folder) / "dense.tflite").read_bytes()))
+        [(_, content, problem)] = convert(model, Path(folder), ["dense"])
+        if problem:
+            raise problem
+        return advise_file(model, tflite_file.read(content))
 
 
 def has_open_sizes(model: keras.Model) -> bool:

@@ -1,6 +1,6 @@
 """Which of the files that were built to write."""
 
-from keras_gibbs.export.advisor import Advice
+from keras_gibbs.export.advice import Advice
 from keras_gibbs.export.encodings import ENCODINGS
 
 LARGEST_DIFFERENCE = 0.05  # of the largest absolute value of the output

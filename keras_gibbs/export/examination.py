@@ -102,7 +102,7 @@ class Examiner:
 
 
 def _contents(graphs):
-    return {(tensor.shape, tensor.dtype, tensor.values.tobytes()) for tensor in tflite_file.weights(graphs)}
+    return {(tensor.shape, tensor.dtype, (tensor.values + 0).tobytes()) for tensor in tflite_file.weights(graphs)}  # + 0: -0.0 is not stored
 
 
 def _gzip_bytes(content):

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from keras_gibbs.export.advisor import Advice
+from keras_gibbs.export.advice import Advice
 from keras_gibbs.tables import render
 
 

@@ -72,10 +72,13 @@ KINDS = {
         lambda x: layers.UnitNormalization()(layers.Dense(64)(x)),
     ),
 }
-# Kind -> encodings that must not be written, or that "auto" would not write, and part of the reason.
+INT8 = {"int8", "sparse_int8"}
+# Kind -> encodings that must not be written, with TensorFlow 2.21 and LiteRT 2.3.0: blocks of 4 or 16 in kernels with another number of inputs, garbage from
+# transposed convolutions, and ranges that cannot be measured.
 LEFT_OUT = {
-    "narrow": {},
-    "transposed": {},
+    "narrow": {name for name, form in ENCODINGS.items() if form.sparse},
+    "transposed": {"sparse_float16"},
+    "recurrent": INT8 | {"sparse_dynamic_int8"},
 }
 
 
@@ -90,7 +93,9 @@ def test_no_file_that_is_written_is_off(kind, tmp_path):
     shape = (16, *spec.shape[1:])
     x = rng.integers(0, 80, shape) if spec.dtype == "int32" else rng.standard_normal(shape).astype("float32")
     report = export_tflite(model, tmp_path / "model.tflite", representative_data=x, data=(x, None), verbose=0)
-    print(kind, [(row["encoding"], row["relative_difference"], row["runs"]) for row in report.rows], *report.notes, sep="\n")
-    assert not re.search(RAW, " ".join(report.notes))
+    notes = " ".join(report.notes)
+    assert not re.search(RAW, notes)
+    assert {name for name in ENCODINGS if f"Left out: {name}. " in notes} == LEFT_OUT.get(kind, set())
     for row in report.rows:
         assert row["relative_difference"] <= BOUNDS[ENCODINGS[row["encoding"]].dtype]
+        assert row["encoding"] not in LEFT_OUT.get(kind, ())

@@ -12,9 +12,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_gibbs.export import tflite_file
 from keras_gibbs.export.encodings import ENCODINGS
 from keras_gibbs.export.samples import padded, static_batch
 from keras_gibbs.structure import graph
+
+
+LOOPS = {"WHILE", "IF"}  # TensorFlow 2.21's calibrator crashes the whole process on these
 
 
 class Conversion:
@@ -61,6 +65,8 @@ class Conversion:
         from tensorflow.lite.python.convert import mlir_quantize
         from tensorflow.lite.python.optimize import calibrator
 
+        if LOOPS & {operator.name for graph in tflite_file.read(content) for operator in graph.operators}:
+            raise NotImplementedError(LOOPS)
         content = calibrator.add_intermediate_tensors(content)
         return bytes(mlir_quantize(calibrator.Calibrator(content, [], []).calibrate(self._calibration)))
 
@@ -86,6 +92,11 @@ def explain(model: keras.Model, encoding: str, problem: Exception) -> str:
         return (
             f"The converter has no operator for {', '.join(operators)}{where}, not even with TensorFlow's own operators. "
             f"Received: model={model.name!r}, encoding={encoding!r}. Build the layer from others."
+        )
+    if isinstance(problem, NotImplementedError) and problem.args == (LOOPS,):
+        return (
+            "Ranges cannot be measured inside loops, which recurrent layers become. "
+            f"Received: model={model.name!r}, encoding={encoding!r}. Use 'dynamic_int8'."
         )
     if "Select TensorFlow op" in text:
         return (

@@ -339,7 +339,7 @@ def test_a_conversion_that_fails_or_is_interrupted_leaves_the_old_files(fault, c
         (folder / "dense.tflite").write_bytes(b"half a file")
         raise fault
 
-    def break_export(model, folder):
+    def break_export(model, folder, names):
         os.mkdir(folder)
         raise fault
 
@@ -356,7 +356,7 @@ def test_a_conversion_that_fails_or_is_interrupted_leaves_the_old_files(fault, c
         patch.setattr(saved_model, "save_inference", break_export)
         export_saved_model(convnet, saved)
     with monkeypatch.context() as patch, pytest.raises(type(fault), match="it broke"):
-        patch.setattr(saved_model, "save_inference", lambda model, folder: os.mkdir(folder))
+        patch.setattr(saved_model, "save_inference", lambda model, folder, names: os.mkdir(folder))
         patch.setattr(files, "_exchanged", lambda *_: False)  # as on a system that cannot
         patch.setattr(os, "replace", break_move)
         export_saved_model(convnet, saved)

@@ -83,7 +83,7 @@ def test_a_model_that_predicts_nan_itself_is_compared_on_the_rest(tmp_path):
     report = kg.export_tflite(model, tmp_path / "model.tflite", encoding="dense", data=(x, None), verbose=0)
     assert report.chosen["relative_difference"] < 1e-5 and f"predicts NaN {np.sum(x < 0)} times" in report.notes[0]
     report = kg.export_tflite(model, tmp_path / "model.tflite", encoding="dense", data=(-np.abs(x), None), verbose=0)
-    assert report.chosen["runs"] is None and report.notes == ["Not checked: predictions (the Keras model predicts nothing but NaN on the samples; pass other `data`)."]
+    assert report.chosen["runs"] is None and "Not checked: predictions (the Keras model predicts nothing but NaN" in report.notes[0]
 
 
 @converts
@@ -163,7 +163,8 @@ def test_a_subclassed_model_serves_any_batch(tmp_path):
     import tensorflow as tf
 
     kg.export_saved_model(model, tmp_path / "saved")
-    np.testing.assert_allclose(tf.saved_model.load(tmp_path / "saved").serve(x), wanted, atol=1e-5)
+    served = tf.saved_model.load(tmp_path / "saved")
+    np.testing.assert_allclose(served.serve(x), wanted, atol=1e-5)
 
 
 # --- what is said about it

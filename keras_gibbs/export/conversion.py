@@ -17,7 +17,6 @@ from keras_gibbs.export.encodings import ENCODINGS
 from keras_gibbs.export.samples import padded, static_batch
 from keras_gibbs.structure import graph
 
-
 LOOPS = {"WHILE", "IF"}  # TensorFlow 2.21's calibrator crashes the whole process on these
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from keras_gibbs.export.conversion import Conversion, calibration, explain
 from keras_gibbs.export.encodings import ENCODINGS
 from keras_gibbs.export.files import is_full
-from keras_gibbs.export.inference import TRACING, save_inference
+from keras_gibbs.export.inference import TRACING, input_names, save_inference
 from keras_gibbs.model import pruned_layers, strip_pruning
 
 
@@ -56,7 +56,7 @@ def convert(
         OSError: The disk is full.
     """
     if keras.backend.backend() == "tensorflow":
-        yield from _convert_here(model, folder, encodings, samples)
+        yield from _convert_here(model, folder, encodings, samples, input_names(model))
     else:
         problems = _convert_there(model, folder, encodings, samples)
         for name in encodings:
@@ -69,8 +69,8 @@ def convert(
                 yield name, (folder / f"{name}.tflite").read_bytes(), None
 
 
-def _convert_here(model, folder, encodings, samples):
-    names, failed = [tensor.name for tensor in getattr(model, "inputs", None) or []], {}
+def _convert_here(model, folder, encodings, samples, names):
+    failed = {}
 
     def problem(name, error):
         if is_full(error):
@@ -81,7 +81,7 @@ def _convert_here(model, folder, encodings, samples):
 
     try:
         with TRACING:
-            save_inference(model, folder / "saved")
+            save_inference(model, folder / "saved", names)
             conversion = Conversion(folder / "saved", lambda: calibration(model, names, samples))
     except Exception as error:
         yield from (problem(name, error) for name in encodings)
@@ -109,7 +109,7 @@ def _convert_there(model, folder, encodings, samples):
     environment["CUDA_VISIBLE_DEVICES"] = "-1"  # this process may hold the GPU's memory
     environment["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # modules of the user's own layers
     program = "import sys; from keras_gibbs.export.converter import _convert_saved; _convert_saved(*sys.argv[1:])"
-    command = [sys.executable, "-c", program, str(folder), *encodings]
+    command = [sys.executable, "-c", program, str(folder), json.dumps(input_names(model)), *encodings]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     answer = json.loads((folder / "answer.json").read_text()) if (folder / "answer.json").exists() else {}
     if "full" in answer:
@@ -122,7 +122,7 @@ def _convert_there(model, folder, encodings, samples):
     return answer["problems"]
 
 
-def _convert_saved(folder, *encodings):
+def _convert_saved(folder, names, *encodings):
     """The subprocess: convert the model saved in `folder` by `convert`."""
     folder, samples, problems = Path(folder), None, {}
     if (folder / "samples.npz").exists():
@@ -130,7 +130,7 @@ def _convert_saved(folder, *encodings):
             samples = [stored[name] for name in stored.files]
     model = keras.saving.load_model(folder / "model.keras", compile=False, safe_mode=False)  # the caller's own model, just saved
     try:
-        for name, content, problem in _convert_here(model, folder, list(encodings), samples):
+        for name, content, problem in _convert_here(model, folder, list(encodings), samples, json.loads(names)):
             if problem is None:
                 (folder / f"{name}.tflite").write_bytes(content)
             else:

@@ -8,6 +8,7 @@ import numpy as np
 from keras_gibbs.export import samples, tflite_file
 from keras_gibbs.export.comparison import Comparison, differences
 from keras_gibbs.export.encodings import ENCODINGS
+from keras_gibbs.export.inference import input_names
 from keras_gibbs.export.litert import FLEX, MISSING, run
 from keras_gibbs.export.zeros import zeros_kept
 
@@ -30,7 +31,7 @@ class Examiner:
     def __init__(self, model: keras.Model, comparison: Comparison):
         self.contents, self.graphs, self._outputs = {}, {}, {}
         self._model, self._comparison = model, comparison
-        self._names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
+        self._names = input_names(model)
 
     def examine(self, encoding: str, content: bytes) -> tuple[dict, list[str]]:
         """The row of one file for the report, and notes on what could not be checked.

@@ -7,7 +7,7 @@ import keras
 
 from keras_gibbs.export.converter import exportable
 from keras_gibbs.export.files import folder_beside, replace_folder
-from keras_gibbs.export.inference import save_inference
+from keras_gibbs.export.inference import input_names, save_inference
 
 _CONTENT = {"saved_model.pb", "fingerprint.pb", "variables", "assets"}  # of what TensorFlow writes
 
@@ -39,7 +39,7 @@ def export_saved_model(model: keras.Model, path: str | os.PathLike) -> None:
         )
     model = exportable(model)
     with folder_beside(path) as work:
-        save_inference(model, work / "new")
+        save_inference(model, work / "new", input_names(model))
         replace_folder(work / "new", path, work)
 
 

@@ -136,6 +136,9 @@ class _Builder:
         self._turned = set()  # ids of new tensors that are turned
         self._flips, self._layers, self._copies, self._names = {}, {}, [], set()
         self._gates, self._heads = self._regions()
+        self._scales, self._shifts, self._skipped = {}, {}, set()  # of kernels and biases, by id of the layer; ids of calls
+        for call in self._gates.values():
+            self._fold(call)
 
     def model(self, original: keras.Model) -> keras.Model:
         """The new model, with the weights of `original`."""
@@ -186,6 +189,45 @@ class _Builder:
         if isinstance(layer, (keras.layers.Reshape, keras.layers.Flatten)):
             return len(shape) == 2
         return _is_1x1(layer) or isinstance(layer, turning.GLOBAL_POOLS) or turning.is_pointwise(layer)
+
+    def _fold(self, call):
+        """Take the constants of a hard sigmoid, relu6(x + 3) / 6, into the convolutions around it: XNNPACK has no channels-first form of them."""
+        layer = call.layer
+        if _activation(layer) == "hard_sigmoid" and isinstance(layer, keras.layers.Activation):
+            before, after = self._convolution_before(call), self._convolution_after(call)
+            if before and after:
+                self._shifts[id(before.layer)], self._scales[id(after.layer)] = 3.0, 1 / 6
+                self._note(layer, "its constants taken into the convolutions around it")
+        elif _scalar(call) is not None and type(layer).__name__ == "Add" and (before := self._convolution_before(call)):
+            self._shifts[id(before.layer)] = _scalar(call)
+            self._skip(call)
+        elif _scalar(call) is not None and type(layer).__name__ == "Multiply" and (after := self._convolution_after(call)):
+            self._scales[id(after.layer)] = _scalar(call)
+            self._skip(call)
+
+    def _skip(self, call):
+        self._skipped.add(id(call))
+        self._note(call.layer, "left out: its constant is taken into a convolution")
+
+    def _convolution_before(self, call):
+        """The 1x1 convolution with a bias whose only reader a call is."""
+        before = self._trace.giver(call.inputs[0])
+        fits = before and _is_1x1(before.layer) and before.layer.use_bias and _activation(before.layer) == "linear"
+        return before if fits and self._is_alone(before) else None
+
+    def _convolution_after(self, call):
+        """The 1x1 convolution that alone reads the product of a gate and feature maps."""
+        product = self._trace.readers(call.output)
+        if len(product) != 1 or not any(turning.is_map(tensor) for tensor in product[0].inputs) or type(product[0].layer).__name__ != "Multiply":
+            return None
+        after = self._trace.readers(product[0].output)
+        outputs = {id(tensor) for tensor in tree.flatten(self._trace.outputs)}
+        fits = len(after) == 1 and _is_1x1(after[0].layer) and id(product[0].output) not in outputs
+        return after[0] if fits and self._is_alone(after[0], readers=None) else None
+
+    def _is_alone(self, call, readers=1):
+        calls = sum(each.layer is call.layer for each in self._trace.calls)
+        return calls == 1 and readers in (None, len(self._trace.readers(call.output)))
 
     # One call
 
@@ -272,6 +314,10 @@ class _Builder:
 
     def _in_gate(self, call):
         layer = call.layer
+        if id(call) in self._skipped:
+            return self._new[id(call.inputs[0])]
+        if _activation(layer) == "hard_sigmoid" and id(getattr(self._trace.giver(call.inputs[0]), "layer", None)) in self._shifts:
+            return self._named(keras.layers.ReLU, name=layer.name, max_value=6.0)(self._new[id(call.inputs[0])])
         if isinstance(layer, keras.layers.Reshape):
             self._note(layer, "left out: pooling keeps its dimensions")
             return self._new[id(call.inputs[0])]
@@ -337,8 +383,14 @@ class _Builder:
         key = (id(layer), cls, repr(sorted(config.items(), key=lambda item: item[0])))
         if key not in self._layers:
             self._layers[key] = self._named(cls, **config)
-            self._copies.append((layer, self._layers[key], change))
+            self._copies.append((layer, self._layers[key], self._with_constants(layer, change)))
         return self._layers[key]
+
+    def _with_constants(self, layer, change):
+        scale, shift = self._scales.get(id(layer), 1.0), self._shifts.get(id(layer), 0.0)
+        if (scale, shift) == (1.0, 0.0):
+            return change
+        return lambda weights: [change(weights)[0] * scale, *(weight + shift for weight in weights[1:])]
 
     def _named(self, cls, *, name, **config):
         while name in self._names:
@@ -367,6 +419,18 @@ _DENSE_AND_CONV = {
 
 def _is_1x1(layer):
     return type(layer) is keras.layers.Conv2D and layer.kernel_size == (1, 1) and layer.strides == (1, 1) and layer.groups == 1
+
+
+def _activation(layer):
+    return layer.get_config().get("activation") if isinstance(layer, (keras.layers.Activation, keras.layers.Conv2D)) else None
+
+
+def _scalar(call):
+    """The number that an operation between layers adds or multiplies by, or None."""
+    if isinstance(call.layer, keras.layers.Layer) or len(call.inputs) != 1 or len(call.args) != 2:
+        return None
+    [other] = [each for each in call.args if each is not call.inputs[0]] or [None]
+    return float(other) if isinstance(other, (int, float)) else None
 
 
 def _on_last_axis(layer):

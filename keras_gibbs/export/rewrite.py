@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_gibbs.export import turning
-from keras_gibbs.export.tracing import Call, Trace
+from keras_gibbs.export.tracing import Trace
 from keras_gibbs.model import pruned_layers, strip_pruning
 from keras_gibbs.structure.graph import has_graph
 from keras_gibbs.tables import render
@@ -83,10 +83,10 @@ def sparse_ready(model: keras.Model, *, plan_only: bool = False) -> keras.Model 
 
 def rewrite(model: keras.Model) -> tuple[keras.Model, RewriteReport]:
     """`sparse_ready` for a model without wrappers, with both results."""
-    left = []
-    for turn in (True, False):
+    left, trace = [], Trace(model)
+    for turn in [True, False] if _is_padded_on_one_side(trace) else [False]:
         try:
-            builder = _Builder(Trace(model), turn and _is_padded_on_one_side(Trace(model)))
+            builder = _Builder(trace, turn)
             rewritten = builder.model(model)
             difference = _difference(model, rewritten)
             if not difference <= _EQUAL:
@@ -172,7 +172,7 @@ class _Builder:
                 elif not meets and pool.layer.keepdims:
                     heads |= {id(call): call for call in inside if self._fits_head(call)}
                 elif meets:
-                    self.left.append({"layer": pool.layer.name, "why": "what is computed from it before it meets feature maps again has no form with 1x1 convolutions"})
+                    self.left.append({"layer": pool.layer.name, "why": "not all that follows it has a form with 1x1 convolutions"})
         return gates, heads
 
     @staticmethod
@@ -240,7 +240,8 @@ class _Builder:
         elif isinstance(layer, turning.WINDOWS) and turning.is_map(call.inputs[0]):
             new = self._window(call)
         elif isinstance(layer, keras.layers.ZeroPadding2D):
-            if any(isinstance(reader.layer, turning.WINDOWS) and _pads(self._trace, reader)[0] is call.inputs[0] for reader in self._trace.readers(call.output)):
+            readers = [reader for reader in self._trace.readers(call.output) if isinstance(reader.layer, turning.WINDOWS)]
+            if any((_pads(self._trace, reader) or [None])[0] is call.inputs[0] for reader in readers):
                 return  # part of the convolution behind it
             new = self._padding(call)
         elif isinstance(layer, turning.POOLS):
@@ -323,8 +324,8 @@ class _Builder:
             return self._new[id(call.inputs[0])]
         if type(layer) is keras.layers.Dense:
             self._note(layer, "a 1x1 convolution in place of Dense")
-            config = {key: value for key, value in layer.get_config().items() if key in _DENSE_AND_CONV}
-            copy = self._new_layer(layer, keras.layers.Conv2D, lambda weights: [weights[0][None, None], *weights[1:]], kernel_size=1, filters=layer.units, **config)
+            config = _shared_config(layer) | {"kernel_size": 1, "filters": layer.units}
+            copy = self._new_layer(layer, keras.layers.Conv2D, lambda weights: [weights[0][None, None], *weights[1:]], **config)
             return copy(self._new[id(call.inputs[0])])
         if isinstance(layer, turning.GLOBAL_POOLS):
             return self._copy(layer, keepdims=True)(self._get_any(call.inputs[0]))
@@ -337,8 +338,8 @@ class _Builder:
             return self._new[id(call.inputs[0])]
         if _is_1x1(layer):
             self._note(layer, "Dense in place of a 1x1 convolution behind the last pooling")
-            config = {key: value for key, value in layer.get_config().items() if key in _DENSE_AND_CONV}
-            copy = self._new_layer(layer, keras.layers.Dense, lambda weights: [weights[0][0, 0], *weights[1:]], units=layer.filters, **config)
+            config = _shared_config(layer) | {"units": layer.filters}
+            copy = self._new_layer(layer, keras.layers.Dense, lambda weights: [weights[0][0, 0], *weights[1:]], **config)
             return copy(self._new[id(call.inputs[0])])
         if isinstance(layer, turning.GLOBAL_POOLS):
             self._note(layer, "without keepdims")
@@ -403,18 +404,11 @@ class _Builder:
             self.rows.append({"layer": layer.name, "change": change})
 
 
-_DENSE_AND_CONV = {
-    "name",
-    "trainable",
-    "dtype",
-    "activation",
-    "use_bias",
-    "kernel_initializer",
-    "bias_initializer",
-    "kernel_regularizer",
-    "bias_regularizer",
-    "activity_regularizer",
-}
+def _shared_config(layer):
+    """The configuration of a Dense layer or a convolution that the other one has too."""
+    keys = {"name", "trainable", "dtype", "activation", "use_bias", "activity_regularizer"}
+    keys |= {f"{weight}_{part}" for weight in ("kernel", "bias") for part in ("initializer", "regularizer", "constraint")}
+    return {key: value for key, value in layer.get_config().items() if key in keys}
 
 
 def _is_1x1(layer):

@@ -33,7 +33,7 @@ POINTWISE = (
     keras.layers.UpSampling2D,
 )
 # Operations between layers that do so too; their classes are not public.
-OPERATIONS = {"Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum", "Relu", "Relu6", "HardSwish", "HardSigmoid", "Silu", "Sigmoid", "Gelu"}
+OPERATIONS = {"Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum", "Relu", "Relu6", "HardSwish", "HardSigmoid", "Silu", "Sigmoid"}
 
 
 def is_map(tensor) -> bool:

@@ -11,11 +11,13 @@ class Encoding:
         dtype: `"float32"`, `"float16"` or `"int8"`, of the weights.
         calibrated: Whether activations are int8 too, in ranges measured on representative data. Inputs and outputs stay float32.
         plain: Name of the same encoding without sparse storage.
+        rewritten: Whether it holds the network as `sparse_ready` rewrites it.
     """
 
     dtype: str = "float32"
     calibrated: bool = False
     plain: str | None = None
+    rewritten: bool = False
 
     @property
     def sparse(self) -> bool:
@@ -39,4 +41,4 @@ ENCODINGS = dict(
             "int8": Encoding("int8", calibrated=True),
         }
     )
-)
+) | {"sparse_ready": Encoding(plain="dense", rewritten=True)}

@@ -30,13 +30,23 @@ class RewriteReport:
     difference: float
 
     def __str__(self) -> str:
+        cells = [[change, f"{len(names)}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"] for change, names in self._groups().items()]
+        notes = [*self.why(), f"Predictions on random inputs are equal to {self.difference:.1e} of the largest output."]
+        return render("Rewritten for the sparse path", [("change", "left"), ("layers", "left")], cells, notes, width=100)
+
+    def summary(self) -> str:
+        """The changes, with the number of layers, in one line."""
+        return ", ".join(f"{change} ({len(names)})" for change, names in self._groups().items())
+
+    def why(self) -> list[str]:
+        """What was left as it is, in words."""
+        return [f"Left as it is: {row['layer']}, {row['why']}." for row in self.left]
+
+    def _groups(self):
         groups = {}
         for row in self.rows:
             groups.setdefault(row["change"], []).append(row["layer"])
-        cells = [[change, f"{len(names)}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"] for change, names in groups.items()]
-        notes = [f"Left as it is: {row['layer']}, {row['why']}." for row in self.left]
-        notes.append(f"Predictions on random inputs are equal to {self.difference:.1e} of the largest output.")
-        return render("Rewritten for the sparse path", [("change", "left"), ("layers", "left")], cells, notes, width=100)
+        return groups
 
 
 class _Left(Exception):
@@ -71,18 +81,17 @@ def sparse_ready(model: keras.Model, *, plan_only: bool = False) -> keras.Model 
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a Keras 3 model. Received: {type(model).__module__}.{type(model).__name__}. Rewrite a tf_keras model in Keras 3.")
-    if not model.built or not has_graph(model):
-        raise ValueError(
-            f"`model` must be a built Sequential or Functional model. Received: model={model.name!r} of class {type(model).__name__}. "
-            "Build it from `keras.Input`, or rewrite those parts of it that are."
-        )
-    plain = strip_pruning(model) if pruned_layers(model) else model
-    rewritten, report = rewrite(plain)
+    rewritten, report = rewrite(strip_pruning(model) if pruned_layers(model) else model)
     return report if plan_only else rewritten
 
 
 def rewrite(model: keras.Model) -> tuple[keras.Model, RewriteReport]:
     """`sparse_ready` for a model without wrappers, with both results."""
+    if not model.built or not has_graph(model):
+        raise ValueError(
+            f"`model` must be a built Sequential or Functional model. Received: model={model.name!r} of class {type(model).__name__}. "
+            "Build it from `keras.Input`, or rewrite those parts of it that are."
+        )
     left, trace = [], Trace(model)
     for turn in [True, False] if _is_padded_on_one_side(trace) else [False]:
         try:

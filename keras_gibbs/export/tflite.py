@@ -18,6 +18,7 @@ from keras_gibbs.export.examination import Distrusted, Examiner
 from keras_gibbs.export.files import folder_beside, is_full
 from keras_gibbs.export.progress import Progress
 from keras_gibbs.export.reports import ExportReport
+from keras_gibbs.export.rewrite import rewrite
 from keras_gibbs.export.zeros import kernels_with_zeros
 
 _PREFERENCES = ("raw", "gzip", "arm64")
@@ -58,10 +59,12 @@ def export_tflite(
             - `"int8"`: weights and activations in int8, inputs and outputs in float32; needs `representative_data`;
             - `"sparse"`, `"sparse_float16"`, `"sparse_dynamic_int8"`, `"sparse_int8"`: the same, with only the weights stored that are not zero. LiteRT
               2.3.0 does not run the int8 ones on XNNPACK (it does on its slow kernels); the report says so;
+            - `"sparse_ready"`: `"sparse"` of the network as `sparse_ready` rewrites it, with the same predictions, so that an ARM64 CPU runs it sparse;
             - `"auto"`.
         prefer: What is best to `"auto"`: the fewest `"raw"` bytes, the fewest bytes after `"gzip"`, as an app package stores it, or the form that runs
-            fastest on a phone's CPU, `"arm64"`: sparse float32 if XNNPACK runs so much of it sparse that it is estimated 1.5 x as fast as dense
-            or faster, else int8 (3 x), dynamic int8 (2 x), sparse or dense, by what is there and the estimates.
+            fastest on a phone's CPU, `"arm64"`: sparse float32, of the network as it is or as `sparse_ready` rewrites it, if XNNPACK runs so much of it
+            sparse that it is estimated 1.5 x as fast as dense or faster, else int8 (3 x), dynamic int8 (2 x), sparse or dense, by what is there and the
+            estimates.
         representative_data: Inputs that activations are measured on for int8, of any number; the first 500 samples count. An array; a dict, list or
             tuple of arrays for several inputs; or an iterable of batches of these, as `fit` takes them, with or without labels.
         data: `(x, y)` to compare on and to measure the accuracy of the file: x as for `predict`, y integer labels or one-hot. A model
@@ -92,36 +95,88 @@ def export_tflite(
     calibration = None if representative_data is None else samples.representative(model, representative_data)
     comparison = compare_on(model, data, calibration)
 
-    wanted = _that_apply(model, calibration) if encoding == "auto" else [encoding]
-    plain = [ENCODINGS[name].plain for name in wanted if ENCODINGS[name].sparse]
-    examiner, progress = Examiner(model, comparison), Progress(f"{path.name}:", verbose)
-    rows, notes, problems = [], [], []
+    wanted = _that_apply(model, calibration, prefer) if encoding == "auto" else [encoding]
+    maker = _Maker(model, comparison, calibration, Progress(f"{path.name}:", verbose))
     with folder_beside(path) as work:
-        for name, content, problem in convert(model, work, [name for name in ENCODINGS if name in plain + wanted], calibration):
-            row = None
+        maker.make(work, wanted)
+        if not maker.rows:
+            raise maker.problems[0]
+        rows, dropped = _without_larger_sparse_forms(maker.rows, prefer)
+        advice, failure = _advice(model, maker.graphs) if maker.graphs else (maker.ready, [])
+        chosen, reason, excluded = choose(rows, encoding, prefer, comparison.accuracy, advice, maker.ready)
+        chosen["chosen"] = True
+        new = work / path.name
+        new.write_bytes(maker.contents[chosen["encoding"]])
+        os.replace(new, path)
+    notes = maker.notes + dropped + excluded + failure
+    if comparison.inputs is None or chosen["max_difference"] is not None:
+        notes.insert(0, comparison.note)
+    advice = maker.ready if ENCODINGS[chosen["encoding"]].rewritten else advice
+    return ExportReport(path, rows, reason, list(dict.fromkeys(notes)), advice, comparison.accuracy)
+
+
+class _Maker:
+    """Makes and examines the files.
+
+    Attributes:
+        rows: Of the report.
+        notes: For the report.
+        problems: Why there are no rows for other encodings.
+        contents: Encoding -> file.
+        graphs: Encoding -> subgraphs of the file, for the network as it is.
+        ready: Advice on the rewritten network, or None.
+    """
+
+    def __init__(self, model, comparison, calibration, progress):
+        self.rows, self.notes, self.problems, self.contents, self.graphs, self.ready = [], [], [], {}, {}, None
+        self._model, self._comparison, self._calibration, self._progress = model, comparison, calibration, progress
+
+    def make(self, work, wanted):
+        plain = [ENCODINGS[name].plain for name in wanted]
+        as_it_is = [name for name in ENCODINGS if name in wanted + plain and not ENCODINGS[name].rewritten]
+        if any(not ENCODINGS[name].rewritten for name in wanted):
+            self.graphs = self._files(self._model, work, as_it_is, wanted).graphs
+        for name in (name for name in wanted if ENCODINGS[name].rewritten):
+            try:
+                rewritten, report = rewrite(self._model)
+            except ValueError as error:
+                self._leave_out(name, error)
+                continue
+            if not report.rows:
+                self._leave_out(name, RuntimeError(" ".join(["Nothing in the network can be rewritten.", *report.why()])))
+                continue
+            graphs = self._files(rewritten, work / "ready", ["dense", "sparse"], ["sparse"], {"sparse": name}).graphs
+            if "dense" in graphs:
+                self.ready = _advice(rewritten, graphs)[0]
+                self.notes.append(f"Rewritten in the {name} file: {report.summary()}.")
+
+    def _files(self, model, work, names, wanted, rename=None):
+        """Convert a model to files and examine them; those not `wanted` are there to compare with."""
+        examiner, rename = Examiner(model, self._comparison), rename or {}
+        work.mkdir(exist_ok=True)
+        for name, content, problem in convert(model, work, names, self._calibration):
+            row, found, label = None, [], rename.get(name, name)
             if problem is None:
                 try:
                     row, found = examiner.examine(name, content)
-                    notes += found if name in wanted else []
                 except Distrusted as error:
                     problem = error
-            if name in wanted:
-                progress.line(row, name)
-                rows += [row] if row else []
-                problems += [problem] if problem else []
-                notes += [f"Left out: {name}. {problem}"] if problem else []
-        if not rows:
-            raise problems[0]
-        rows, dropped = _without_larger_sparse_forms(rows, prefer)
-        advice, failure = _advice(model, examiner.graphs)
-        chosen, reason, excluded = choose(rows, encoding, prefer, comparison.accuracy, advice)
-        chosen["chosen"] = True
-        new = work / path.name
-        new.write_bytes(examiner.contents[chosen["encoding"]])
-        os.replace(new, path)
-    if comparison.inputs is None or chosen["max_difference"] is not None:
-        notes.insert(0, comparison.note)
-    return ExportReport(path, rows, reason, list(dict.fromkeys(notes + dropped + excluded + failure)), advice, comparison.accuracy)
+            if name not in wanted:
+                continue
+            if problem is not None:
+                self._leave_out(label, problem)
+                continue
+            row["encoding"] = label
+            self.rows.append(row)
+            self.notes += found
+            self.contents[label] = content
+            self._progress.line(row, label)
+        return examiner
+
+    def _leave_out(self, name, problem):
+        self.problems.append(problem)
+        self.notes.append(f"Left out: {name}. {problem}")
+        self._progress.line(None, name)
 
 
 def _advice(model, graphs):
@@ -134,9 +189,13 @@ def _advice(model, graphs):
         return None, [f"Not found out: what runs sparse on a phone ({type(error).__name__} while advising)."]
 
 
-def _that_apply(model, calibration):
+def _that_apply(model, calibration, prefer):
     zeros = bool(kernels_with_zeros(model))
-    return [name for name, form in ENCODINGS.items() if (zeros or not form.sparse) and (calibration is not None or not form.calibrated)]
+
+    def applies(form):
+        return (zeros or not form.sparse) and (calibration is not None or not form.calibrated) and (prefer == "arm64" or not form.rewritten)
+
+    return [name for name, form in ENCODINGS.items() if applies(form)]
 
 
 def _without_larger_sparse_forms(rows, prefer):

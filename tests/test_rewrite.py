@@ -22,7 +22,7 @@ def randomized(model, seed=0, sparsity=0.5):
         value = rng.standard_normal(weight.shape)
         if len(weight.shape) == 4 and tuple(weight.shape[:2]) == (1, 1):
             value = value * (rng.random(weight.shape) >= sparsity)
-        weight.assign(np.abs(value) if "gamma" in weight.path or "beta" in weight.path else value)
+        weight.assign(np.abs(value) if weight.name in ("gamma", "beta", "moving_variance") else value)
     model(rng.standard_normal((4, *model.input_shape[1:])).astype("float32"), training=True)
     return model
 
@@ -142,7 +142,7 @@ def test_the_file_of_a_rewritten_network_predicts_the_same_and_runs_sparse(stem,
     before = export_tflite(model, tmp_path / "model.tflite", encoding="sparse", data=(x, None), verbose=0)
     after = export_tflite(model, tmp_path / "model.tflite", encoding="sparse_ready", data=(x, None), verbose=0)
     assert after.chosen["relative_difference"] < 1e-4 and after.chosen["zeros"] == before.chosen["zeros"]
-    assert before.advice.share == 0 and after.advice.share > 0.3 and not after.advice.fails
+    assert before.advice.share == 0 and after.advice.share > 0.1 and not after.advice.fails
     assert any(note.startswith("Rewritten in the sparse_ready file: ") for note in after.notes)
 
 
@@ -159,11 +159,11 @@ def test_arm64_takes_the_rewritten_network_where_that_pays(tmp_path):
 
 
 @pytest.mark.skipif(JAX, reason="the advice is on a converted file")
-@pytest.mark.parametrize("make", [lambda **kw: keras.applications.MobileNet(alpha=0.25, **kw), lambda **kw: keras.applications.MobileNetV3Small(**kw)])
+@pytest.mark.parametrize("make", [lambda **kw: keras.applications.MobileNet(alpha=0.5, **kw), lambda **kw: keras.applications.MobileNetV3Small(**kw)])
 def test_networks_as_keras_has_them_run_sparse(make):
     model = randomized(make(input_shape=(64, 64, 3), weights=None, classes=10, classifier_activation=None), sparsity=0.9)
     ready = kg.sparse_ready(model)
-    assert kg.advise(model).share == 0 and kg.advise(ready).share > 0.6
+    assert kg.advise(model).share == 0 and kg.advise(ready).share > 0.5
     assert {layer.name for layer in model.layers if isinstance(layer, layers.DepthwiseConv2D)} <= {layer.name for layer in ready.layers}
 
 

@@ -120,7 +120,7 @@ def test_every_encoding_keeps_zeros_and_predictions_of_every_kind_of_model(form,
     x = np.random.default_rng(0).standard_normal((32, 8, 8, 3)).astype("float32")
     report = export_tflite(pruned, tmp_path / "model.tflite", representative_data=x, data=(x, None))
     wanted = sum(int(np.count_nonzero(layer.mask() == 0)) for layer in kg.pruned_layers(pruned))
-    assert [row["encoding"] for row in report.rows] == list(ENCODINGS)
+    assert [row["encoding"] for row in report.rows] == [name for name, form in ENCODINGS.items() if not form.rewritten]
     for row in report.rows:
         assert row["zeros"] == wanted and len(row["tensors"]) == 5 and {tensor["checked"] for tensor in row["tensors"]} == {"position"}
         assert row["relative_difference"] <= BOUNDS[ENCODINGS[row["encoding"]].dtype]

@@ -76,7 +76,7 @@ INT8 = {"int8", "sparse_int8"}
 # Kind -> encodings that must not be written, with TensorFlow 2.21 and LiteRT 2.3.0: blocks of 4 or 16 in kernels with another number of inputs, garbage from
 # transposed convolutions, and ranges that cannot be measured.
 LEFT_OUT = {
-    "narrow": {name for name, form in ENCODINGS.items() if form.sparse},
+    "narrow": {name for name, form in ENCODINGS.items() if form.sparse and not form.rewritten},
     "transposed": {"sparse_float16"},
     "recurrent": INT8 | {"sparse_dynamic_int8"},
 }

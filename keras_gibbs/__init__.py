@@ -6,9 +6,11 @@ from keras_gibbs import sampling as sampling
 from keras_gibbs.callbacks import GibbsPruningCallback as GibbsPruningCallback
 from keras_gibbs.export import Advice as Advice
 from keras_gibbs.export import ExportReport as ExportReport
+from keras_gibbs.export import RewriteReport as RewriteReport
 from keras_gibbs.export import advise as advise
 from keras_gibbs.export import export_saved_model as export_saved_model
 from keras_gibbs.export import export_tflite as export_tflite
+from keras_gibbs.export import sparse_ready as sparse_ready
 from keras_gibbs.layers import Pruned as Pruned
 from keras_gibbs.methods import EdgePopup as EdgePopup
 from keras_gibbs.methods import EDropout as EDropout

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 
-def render(title: str, columns: list[tuple[str, str]], rows: list[list[str]], footnotes: list[str] = ()) -> str:
+def render(title: str, columns: list[tuple[str, str]], rows: list[list[str]], footnotes: list[str] = (), width: int = 160) -> str:
     """A table as text.
 
     Args:
@@ -14,6 +14,7 @@ def render(title: str, columns: list[tuple[str, str]], rows: list[list[str]], fo
         columns: (heading, `"left"` or `"right"`) of each column.
         rows: The cells, as text.
         footnotes: Lines below the table.
+        width: The most columns of the terminal that the table takes; longer cells go on in the next line.
 
     Returns:
         The text, as wide as its content needs, without a trailing newline.
@@ -23,7 +24,7 @@ def render(title: str, columns: list[tuple[str, str]], rows: list[list[str]], fo
         table.add_column(heading, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Console(file=io.StringIO(), width=160, force_terminal=False)
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
     console.print(table)
     for note in footnotes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)

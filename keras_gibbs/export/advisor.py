@@ -9,9 +9,9 @@ import keras
 import numpy as np
 
 from keras_gibbs.export import tflite_file, xnnpack
+from keras_gibbs.export.advice import Advice
 from keras_gibbs.export.converter import convert, exportable
 from keras_gibbs.export.layouts import Change
-from keras_gibbs.tables import render
 
 # A non-zero weight costs a sparse kernel this many times what a weight costs a dense one: a MobileNet-like network whose 1x1 convolutions are 90 % zero ran
 # 3.3 x faster on an emulated ARM64 CPU.
@@ -42,54 +42,7 @@ _TEXTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Advice:
-    """A table of what runs sparse on a phone's CPU; `print` it, or read it.
-
-    Attributes:
-        rows: One dict per convolution and Dense layer, in the order of execution: `layer`, `kind`, `multiply_adds`, `share` (of all multiply-adds),
-            `sparsity` (fraction of zeros in its kernel), `sparse` (whether XNNPACK runs it sparse on ARM64 and WASM) and `why` ("" if it does).
-        share: Fraction of the multiply-adds in layers that run sparse; 0 where the sparse file does not run at all.
-        fails: Why the sparse file does not run on ARM64, or "".
-        change: The smallest change to the model that would help, or "".
-        promised: What `share` would be then.
-        speed: Estimated speed of the sparse file on ARM64, as a multiple of the dense file's.
-    """
-
-    rows: list[dict]
-    share: float
-    fails: str
-    change: str
-    promised: float
-    speed: float
-
-    def __str__(self) -> str:
-        columns = [("layer", "left"), ("kind", "left"), ("multiply-adds", "right"), ("share", "right"), ("sparsity", "right"), ("runs sparse", "left")]
-        cells = [
-            [
-                row["layer"],
-                row["kind"],
-                f"{row['multiply_adds']:,}",
-                f"{row['share']:.1%}",
-                f"{row['sparsity']:.4f}",
-                "yes" if row["sparse"] else "no: " + row["why"],
-            ]
-            for row in self.rows
-        ]
-        return render("On an ARM64 or WASM CPU, written sparse", columns, cells, self.sentences())
-
-    def sentences(self) -> list[str]:
-        """The result in words."""
-        if self.fails:
-            lines = [f"Do not ship the sparse form: {self.fails}."]
-        else:
-            lines = [f"{self.share:.1%} of the multiply-adds run sparse on an ARM64 or WASM CPU, none on an x86 CPU with AVX."]
-        if self.change:
-            lines.append(f"The smallest change that would help: {self.change}. Then {self.promised:.1%} would.")
-        return lines
-
-
-def advise(model: keras.Model) -> Advice:
+def advise(model: keras.Model, *, full: bool = False) -> Advice:
     """Say which layers of a model a phone's CPU runs sparse, which not and by which rule, and what would help.
 
     The model is converted, and XNNPACK's rules are applied to the operators of the file: a 1x1 convolution runs sparse in float32 if it lies between a
@@ -101,6 +54,7 @@ def advise(model: keras.Model) -> Advice:
 
     Args:
         model: A built Keras model, pruned, stripped or plain. It is not changed. Heights and widths of its input that are open count as 224.
+        full: Whether the advice prints a line for every layer, in place of one for every reason.
 
     Returns:
         An `Advice`.
@@ -119,8 +73,10 @@ def advise(model: keras.Model) -> Advice:
     """
     model = _sized(exportable(model))
     with tempfile.TemporaryDirectory() as folder:
-        convert(model, Path(folder), ["dense"])
-        return advise_file(model, tflite_file.read((Path(folder) / "dense.tflite").read_bytes()))
+        [(_, content, problem)] = convert(model, Path(folder), ["dense"])
+        if problem:
+            raise problem
+        return dataclasses.replace(advise_file(model, tflite_file.read(content)), full=full)
 
 
 def has_open_sizes(model: keras.Model) -> bool:
@@ -162,6 +118,7 @@ def _row(node, total):
     return {
         "layer": node.label,
         "kind": _KINDS[node.name].format("x".join(map(str, node.kernel.shape[1:3]))),
+        "weights": node.kernel.zeros.size,
         "multiply_adds": node.multiply_adds,
         "share": node.multiply_adds / max(total, 1),
         "sparsity": _sparsity(node),

@@ -1,7 +1,7 @@
 """Which of the files that were built to write."""
 
-from keras_gibbs.export.advisor import Advice
-from keras_gibbs.export.converter import ENCODINGS
+from keras_gibbs.export.advice import Advice
+from keras_gibbs.export.encodings import ENCODINGS
 
 LARGEST_DIFFERENCE = 0.05  # of the largest absolute value of the output
 ACCURACY_LOSS = 0.01
@@ -13,7 +13,9 @@ _CALIBRATED_SPEED = 3.0
 FAST_ENOUGH = 1.5  # a sparse float32 form that is estimated this fast is taken before int8, because it changes no prediction
 
 
-def choose(rows: list[dict], encoding: str, prefer: str, accuracy: float | None, advice: Advice) -> tuple[dict, str, list[str]]:
+def choose(
+    rows: list[dict], encoding: str, prefer: str, accuracy: float | None, advice: Advice | None, ready: Advice | None = None
+) -> tuple[dict, str, list[str]]:
     """Pick the row to write.
 
     Args:
@@ -21,23 +23,25 @@ def choose(rows: list[dict], encoding: str, prefer: str, accuracy: float | None,
         encoding: As asked for.
         prefer: `"raw"`, `"gzip"` or `"arm64"`.
         accuracy: Of the Keras model, or None.
-        advice: About the sparse form.
+        advice: About the sparse forms; None if there is none.
+        ready: About the sparse form of the rewritten network; None if there is none.
 
     Returns:
-        The row, why it was picked, and why others were not allowed.
+        The row, why it was picked, and why others were not allowed, or what is wrong with the one that was asked for.
 
     Raises:
         RuntimeError: `"auto"` may pick none.
     """
     if encoding != "auto":
-        return rows[0], f"Written: {encoding}, as asked for.", []
-    obstacles = {row["encoding"]: _obstacle(row, accuracy, advice) for row in rows}
+        why = _off(rows[0], accuracy)
+        return rows[0], f"Written: {encoding}, as asked for.", [f"Beware: 'auto' would not write {encoding}, because {why}."] if why else []
+    obstacles = {row["encoding"]: _obstacle(row, accuracy, ready if ENCODINGS[row["encoding"]].rewritten else advice) for row in rows}
     allowed = [row for row in rows if not obstacles[row["encoding"]]]
     notes = [f"Not chosen: {name}, because {why}." for name, why in obstacles.items() if why]
     if not allowed:
         raise RuntimeError(f"'auto' found no encoding to write. {' '.join(notes)} Nothing was written. Ask for one by name, such as encoding='dense'.")
     if prefer == "arm64":
-        return *_fastest(allowed, advice), notes
+        return *_fastest(allowed, advice, ready), notes
     size = f"{prefer}_bytes"
     best = min(allowed, key=lambda row: row[size])
     others = ", ".join(f"{row[size]:,} ({row['encoding']})" for row in allowed if row is not best)
@@ -45,20 +49,22 @@ def choose(rows: list[dict], encoding: str, prefer: str, accuracy: float | None,
     return best, f"Written: {best['encoding']}, the smallest by {prefer} size: {best[size]:,} bytes{against}.", notes
 
 
-def _fastest(rows, advice):
-    estimates = {row["encoding"]: speed(row["encoding"], advice) for row in rows}
+def _fastest(rows, advice, ready):
+    advices = {row["encoding"]: ready if ENCODINGS[row["encoding"]].rewritten else advice for row in rows}
+    estimates = {name: speed(name, each) for name, each in advices.items()}
     figures = ", ".join(f"{name} {factor:.1f} x" for name, factor in estimates.items())
-    sparse = next((row for row in rows if row["encoding"] == "sparse" and estimates["sparse"] >= FAST_ENOUGH), None)
-    if sparse:
-        return sparse, (
-            f"Written: sparse, because {advice.share:.0%} of its multiply-adds run sparse on an ARM64 CPU, and int8 would change predictions "
-            f"(estimated speed: {figures})."
+    exact = [row for row in rows if row["encoding"] in ("sparse_ready", "sparse") and estimates[row["encoding"]] >= FAST_ENOUGH]
+    if exact:
+        best = max(exact, key=lambda row: estimates[row["encoding"]])
+        return best, (
+            f"Written: {best['encoding']}, because {advices[best['encoding']].share:.0%} of its multiply-adds run sparse on an ARM64 CPU, and int8 would "
+            f"change predictions (estimated speed: {figures})."
         )
     best = max(rows, key=lambda row: (estimates[row["encoding"]], -row["raw_bytes"]))
-    return best, f"Written: {best['encoding']}, the fastest on an ARM64 CPU by estimate ({figures}); {advice.share:.0%} would run sparse."
+    return best, f"Written: {best['encoding']}, the fastest on an ARM64 CPU by estimate ({figures}); {advice.share if advice else 0.0:.0%} would run sparse."
 
 
-def speed(encoding: str, advice: Advice) -> float:
+def speed(encoding: str, advice: Advice | None) -> float:
     """Estimated speed on an ARM64 CPU, as a multiple of the dense float32 file's."""
     form = ENCODINGS[encoding]
     if form.sparse and form.dtype != "int8":  # float16 weights take the same path
@@ -69,14 +75,22 @@ def speed(encoding: str, advice: Advice) -> float:
 def _obstacle(row, accuracy, advice):
     """Why `"auto"` must not choose a file, or ""."""
     form = ENCODINGS[row["encoding"]]
+    if form.sparse and advice is None:
+        return "what an ARM64 CPU makes of it could not be found out"
     if form.sparse and advice.fails:
         return advice.fails
     if row["runs"] is False:
         return row["problem"]
-    if row["runs"] is None:
-        return "" if form.dtype == "float32" else "its predictions were not checked"
-    if row["relative_difference"] > LARGEST_DIFFERENCE:
-        return f"its outputs differ by {row['relative_difference']:.1%} of the largest one, more than {LARGEST_DIFFERENCE:.0%}"
+    if row["runs"] is None and form.dtype != "float32":
+        return "its predictions were not checked"
+    return _off(row, accuracy)
+
+
+def _off(row, accuracy):
+    """By how much a file predicts something else than the Keras model, if by more than `"auto"` allows, or ""."""
+    difference = row["relative_difference"]
+    if difference is not None and not difference <= LARGEST_DIFFERENCE:
+        return f"its outputs differ by {difference:.1%} of the largest one, more than {LARGEST_DIFFERENCE:.0%}"
     if row["accuracy"] is not None and accuracy - row["accuracy"] > ACCURACY_LOSS:
         return f"it loses {accuracy - row['accuracy']:.2%} accuracy, more than {ACCURACY_LOSS:.0%}"
     return ""

@@ -1,63 +1,21 @@
-"""Encodings of a .tflite file, and TensorFlow's converter that writes them: in this process, or in one of its own under another backend."""
+"""A model to .tflite files: in this process, or under another backend than TensorFlow in one of its own."""
 
-import dataclasses
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from keras_gibbs.export.files import quiet
-from keras_gibbs.export.samples import padded, static_batch
+from keras_gibbs.export.conversion import Conversion, calibration, explain
+from keras_gibbs.export.encodings import ENCODINGS
+from keras_gibbs.export.files import is_full
+from keras_gibbs.export.inference import TRACING, input_names, save_inference
 from keras_gibbs.model import pruned_layers, strip_pruning
-from keras_gibbs.structure import graph
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoding:
-    """How the weights are stored.
-
-    Attributes:
-        optimizations: Names of `tf.lite.Optimize`.
-        dtype: `"float32"`, `"float16"` or `"int8"`, of the weights.
-        calibrated: Whether activations are int8 too, in ranges measured on representative data. Inputs and outputs stay float32.
-        plain: Name of the same encoding without sparse storage.
-    """
-
-    optimizations: tuple[str, ...] = ()
-    dtype: str = "float32"
-    calibrated: bool = False
-    plain: str | None = None
-
-    @property
-    def sparse(self) -> bool:
-        """Whether only weights that are not zero are stored."""
-        return self.plain is not None
-
-
-def _with_sparse_forms(encodings):
-    for name, encoding in encodings.items():
-        yield name, encoding
-        sparse = dataclasses.replace(encoding, optimizations=(*encoding.optimizations, "EXPERIMENTAL_SPARSITY"), plain=name)
-        yield "sparse" if name == "dense" else f"sparse_{name}", sparse
-
-
-# A new encoding is one line here.
-ENCODINGS = dict(
-    _with_sparse_forms(
-        {
-            "dense": Encoding(),
-            "float16": Encoding(("DEFAULT",), "float16"),
-            "dynamic_int8": Encoding(("DEFAULT",), "int8"),
-            "int8": Encoding(("DEFAULT",), "int8", calibrated=True),
-        }
-    )
-)
 
 
 def exportable(model) -> keras.Model:
@@ -80,23 +38,69 @@ def exportable(model) -> keras.Model:
     return strip_pruning(model) if pruned_layers(model) else model
 
 
-def convert(model: keras.Model, folder: Path, encodings: list[str], samples: list[np.ndarray] | None = None) -> tuple[list[str], dict[str, str]]:
-    """Write `<encoding>.tflite` into `folder` for every encoding that the converter can make.
+def convert(
+    model: keras.Model, folder: Path, encodings: list[str], samples: list[np.ndarray] | None = None
+) -> Iterator[tuple[str, bytes | None, RuntimeError | None]]:
+    """Convert a model to one file after the other.
 
     Args:
         model: A model without wrappers.
-        folder: Where to write.
+        folder: For files in between.
         encodings: Names in `ENCODINGS`.
         samples: One array an input, for the calibrated ones.
 
-    Returns:
-        The names of the inputs in the model's order, and encoding -> why there is no such file.
+    Yields:
+        The encoding; its file, or None; and else why there is none.
 
     Raises:
-        RuntimeError: The converter failed on the first encoding; with its message, and the layer it named.
+        OSError: The disk is full.
     """
     if keras.backend.backend() == "tensorflow":
-        return _convert_here(model, folder, encodings, samples)
+        yield from _convert_here(model, folder, encodings, samples, input_names(model))
+    else:
+        problems = _convert_there(model, folder, encodings, samples)
+        for name in encodings:
+            if name in problems:
+                text, cause = problems[name]
+                problem = RuntimeError(text)
+                problem.__cause__ = RuntimeError(cause)
+                yield name, None, problem
+            else:
+                yield name, (folder / f"{name}.tflite").read_bytes(), None
+
+
+def _convert_here(model, folder, encodings, samples, names):
+    failed = {}
+
+    def problem(name, error):
+        if is_full(error):
+            raise error
+        failed[name] = RuntimeError(explain(model, name, error))
+        failed[name].__cause__ = error
+        return name, None, failed[name]
+
+    try:
+        with TRACING:
+            save_inference(model, folder / "saved", names)
+            conversion = Conversion(folder / "saved", lambda: calibration(model, names, samples))
+    except Exception as error:
+        yield from (problem(name, error) for name in encodings)
+        return
+    for name in encodings:
+        if ENCODINGS[name].plain in failed:
+            yield problem(name, failed[ENCODINGS[name].plain].__cause__)
+            continue
+        try:
+            with TRACING:
+                content = conversion.file(name)
+        except Exception as error:
+            yield problem(name, error)
+            continue
+        yield name, content, None
+
+
+def _convert_there(model, folder, encodings, samples):
+    """Convert in a process with the TensorFlow backend, which leaves the files in `folder`; returns encoding -> why there is no file, and the cause."""
     model.save(folder / "model.keras")
     if samples is not None:
         np.savez(folder / "samples.npz", *samples)
@@ -105,96 +109,35 @@ def convert(model: keras.Model, folder: Path, encodings: list[str], samples: lis
     environment["CUDA_VISIBLE_DEVICES"] = "-1"  # this process may hold the GPU's memory
     environment["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # modules of the user's own layers
     program = "import sys; from keras_gibbs.export.converter import _convert_saved; _convert_saved(*sys.argv[1:])"
-    command = [sys.executable, "-c", program, str(folder), *encodings]
+    command = [sys.executable, "-c", program, str(folder), json.dumps(input_names(model)), *encodings]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     answer = json.loads((folder / "answer.json").read_text()) if (folder / "answer.json").exists() else {}
-    if "problem" in answer:
-        raise RuntimeError(answer["problem"])
+    if "full" in answer:
+        raise OSError(answer["full"])
     if done.returncode:
         raise RuntimeError(
             f"The subprocess with TensorFlow that converts the saved model failed. Received: model={model.name!r}. If a layer of your own "
             f"was not found there, define it in a module that can be imported. The end of its messages:\n{done.stderr[-2000:]}"
         )
-    return answer["names"], answer["problems"]
+    return answer["problems"]
 
 
-def _convert_saved(folder, *encodings):
+def _convert_saved(folder, names, *encodings):
     """The subprocess: convert the model saved in `folder` by `convert`."""
-    folder, samples = Path(folder), None
+    folder, samples, problems = Path(folder), None, {}
     if (folder / "samples.npz").exists():
         with np.load(folder / "samples.npz") as stored:
             samples = [stored[name] for name in stored.files]
     model = keras.saving.load_model(folder / "model.keras", compile=False, safe_mode=False)  # the caller's own model, just saved
     try:
-        names, problems = _convert_here(model, folder, encodings, samples)
-        answer = {"names": names, "problems": problems}
-    except RuntimeError as error:
-        answer = {"problem": str(error)}
-    (folder / "answer.json").write_text(json.dumps(answer))
-
-
-def _convert_here(model, folder, encodings, samples):
-    saved, names, problems = folder / "saved", [tensor.name for tensor in getattr(model, "inputs", None) or []], {}
-    with quiet():
-        for name in encodings:
-            try:
-                if not saved.exists():
-                    model.export(str(saved), format="tf_saved_model", verbose=False)
-                content = _converted(saved, ENCODINGS[name], lambda: _calibration(model, names, samples))
+        for name, content, problem in _convert_here(model, folder, list(encodings), samples, json.loads(names)):
+            if problem is None:
                 (folder / f"{name}.tflite").write_bytes(content)
-            except Exception as error:
-                problems[name] = _explain(model, name, error)
-                if name == encodings[0]:
-                    raise RuntimeError(problems[name]) from error
-    return names, problems
-
-
-def _converted(saved, encoding, calibration):
-    """The .tflite file of a SavedModel."""
-    import tensorflow as tf
-
-    for operators in _operator_sets(tf.lite.OpsSet, encoding):
-        converter = tf.lite.TFLiteConverter.from_saved_model(str(saved))
-        converter.experimental_enable_resource_variables = True
-        converter.optimizations = [getattr(tf.lite.Optimize, each) for each in encoding.optimizations]
-        converter.target_spec.supported_ops = operators
-        converter.target_spec.supported_types = [tf.float16] if encoding.dtype == "float16" else []
-        if encoding.calibrated:
-            converter.representative_dataset = calibration
-        try:
-            return converter.convert()
-        except Exception as error:
-            problem = error
-    raise problem
-
-
-def _operator_sets(known, encoding):
-    """Sets of operators to try in turn. A file with TensorFlow's own needs a larger runtime: only where there is no other way."""
-    if encoding.calibrated:
-        yield [known.TFLITE_BUILTINS_INT8]
-    yield [known.TFLITE_BUILTINS]
-    yield [known.TFLITE_BUILTINS, known.SELECT_TF_OPS]
-
-
-def _calibration(model, names, samples):
-    step = static_batch(model) or 1
-    samples = [padded(array, step) for array in samples]
-    for start in range(0, len(samples[0]), step):
-        batch = [array[start : start + step] for array in samples]
-        yield batch if len(batch) == 1 else dict(zip(names, batch))
-
-
-def _explain(model, encoding, problem):
-    """The converter's message without its stack of locations, and the layers it came from."""
-    text = str(problem)
-    operators = sorted(set(re.findall(r"'(\S+)' op is neither a custom op nor a flex op", text)))
-    paths = re.findall(r'fused\["[^"]*", "([^"@]+)', text)
-    components = {re.sub(r"_\d+$", "", part) for path in paths for part in path.split("/")} | {part for path in paths for part in path.split("/")}
-    layers = [layer.name for layer in graph.walk(model) if not isinstance(layer, keras.Model) and layer.name in components]
-    where = f" in layer {', '.join(map(repr, layers))}" if layers else ""
-    if operators:
-        return (
-            f"The converter has no operator for {', '.join(operators)}{where}, not even with TensorFlow's own operators. "
-            f"Received: model={model.name!r}, encoding={encoding!r}. Build the layer from others. The converter's message: {text[:500]}"
-        )
-    return f"The converter failed{where}. Received: model={model.name!r}, encoding={encoding!r}. Its message: {text[:2000]}"
+            else:
+                problems[name] = str(problem), str(problem.__cause__)
+        answer = {"problems": problems}
+    except Exception as error:
+        if not is_full(error):
+            raise
+        answer = {"full": str(error)}
+    (folder / "answer.json").write_text(json.dumps(answer))

@@ -4,11 +4,12 @@ import re
 
 import numpy as np
 
-from keras_gibbs.export.files import quiet
 from keras_gibbs.export.samples import padded
 
 BATCH = 128
 MISSING = "LiteRT is not installed; run `pip install keras_gibbs[litert]`"
+REFUSED = "LiteRT does not run it"
+SLOW = "LiteRT does not run it on XNNPACK, only on its slow kernels"
 FLEX = "it holds operators that only TensorFlow's Flex delegate runs"
 
 
@@ -47,7 +48,7 @@ def run(content: bytes, inputs: list[np.ndarray], names: list[str], batch: int |
     if problem in (None, FLEX):
         return outputs, problem
     outputs, other = _run(runtime, runtime.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES, content, inputs, names, batch)
-    return outputs, problem if other else f"{problem} (without XNNPACK it runs, slowly)"
+    return outputs, problem if other else SLOW
 
 
 def _run(runtime, resolver, content, inputs, names, batch):
@@ -55,18 +56,17 @@ def _run(runtime, resolver, content, inputs, names, batch):
     inputs = [padded(a, batch) for a in inputs] if batch else inputs
     step = batch or BATCH
     try:
-        with quiet():
-            runner = runtime.Interpreter(model_content=content, experimental_op_resolver_type=resolver).get_signature_runner()
-            details = runner.get_input_details()
-            keys = list(details) if len(details) == 1 else names
-            results = []
-            for start in range(0, len(inputs[0]), step):
-                feed = {key: a[start : start + step].astype(details[key]["dtype"]) for key, a in zip(keys, inputs)}
-                results.append({key: np.array(value) for key, value in runner(**feed).items()})
+        runner = runtime.Interpreter(model_content=content, experimental_op_resolver_type=resolver).get_signature_runner()
+        details = runner.get_input_details()
+        keys = list(details) if len(details) == 1 else names
+        results = []
+        for start in range(0, len(inputs[0]), step):
+            feed = {key: a[start : start + step].astype(details[key]["dtype"]) for key, a in zip(keys, inputs)}
+            results.append({key: np.array(value) for key, value in runner(**feed).items()})
     except (RuntimeError, ValueError, KeyError) as error:
         if "Select TensorFlow op" in str(error):
             return None, FLEX
-        return None, f"LiteRT does not run it: {' '.join(str(error).split())}"
+        return None, REFUSED
     keys = sorted(results[0], key=_output_order)
     return [np.concatenate([result[key] for result in results])[:count] for key in keys], None
 

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from keras_gibbs.export.advisor import Advice
+from keras_gibbs.export.advice import Advice
 from keras_gibbs.tables import render
 
 
@@ -21,7 +21,7 @@ class ExportReport:
             absolute value of that output), `accuracy` (None without labels) and `chosen` (True for the one written).
         reason: Why that one, in a sentence.
         notes: What was compared with what, and what was not checked.
-        advice: What an ARM64 or WASM CPU makes of the sparse form, as from `advise`. For an encoding in int8, of that.
+        advice: What an ARM64 or WASM CPU makes of the sparse form, as from `advise`. For an encoding in int8, of that. None if that could not be found out.
         accuracy: Accuracy of the Keras model itself on `data`, or None.
     """
 
@@ -29,7 +29,7 @@ class ExportReport:
     rows: list[dict]
     reason: str
     notes: list[str]
-    advice: Advice
+    advice: Advice | None
     accuracy: float | None = None
 
     @property
@@ -49,7 +49,7 @@ class ExportReport:
             cells.append([name, *counts, runs, difference, accuracy])
         columns = [("encoding", "left"), *((heading, "right") for heading in headings)]
         accuracy = [] if self.accuracy is None else [f"Accuracy of the Keras model: {self.accuracy:.2%}."]
-        table = render(str(self.path), columns, cells, [self.reason, *accuracy, *self.notes, *self.advice.sentences()])
+        table = render(str(self.path), columns, cells, [self.reason, *accuracy, *self.notes, *(self.advice.sentences() if self.advice else [])])
         return "\n".join([table, *self._kernels()])
 
     def _kernels(self):

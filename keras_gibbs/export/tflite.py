@@ -1,23 +1,25 @@
 """A .tflite file, with a report that says what was checked.
 
-The way: strip -> convert every encoding into a folder beside `path` -> read and run each file -> move the chosen one to `path`.
+The way: strip -> convert one encoding after the other in a folder beside `path` -> read and run each file -> move the chosen one to `path`.
 """
 
-import gzip
 import os
 from pathlib import Path
 
 import keras
 
-from keras_gibbs.export import samples, tflite_file
+from keras_gibbs.export import samples
 from keras_gibbs.export.advisor import advise, advise_file, has_open_sizes
 from keras_gibbs.export.choice import choose
 from keras_gibbs.export.comparison import compare_on
-from keras_gibbs.export.converter import ENCODINGS, convert, exportable
-from keras_gibbs.export.files import folder_beside
-from keras_gibbs.export.litert import FLEX, MISSING, run
+from keras_gibbs.export.converter import convert, exportable
+from keras_gibbs.export.encodings import ENCODINGS
+from keras_gibbs.export.examination import Distrusted, Examiner
+from keras_gibbs.export.files import folder_beside, is_full
+from keras_gibbs.export.progress import Progress
 from keras_gibbs.export.reports import ExportReport
-from keras_gibbs.export.zeros import kernels_with_zeros, zeros_kept
+from keras_gibbs.export.rewrite import rewrite
+from keras_gibbs.export.zeros import kernels_with_zeros
 
 _PREFERENCES = ("raw", "gzip", "arm64")
 
@@ -30,12 +32,14 @@ def export_tflite(
     prefer: str = "raw",
     representative_data=None,
     data: tuple | None = None,
+    verbose: int = 1,
 ) -> ExportReport:
     """Write a .tflite file, run it, and report sizes, zeros kept and predictions against the Keras model.
 
     Every weight that is zero in the Keras model has to be zero in the file: kernels are compared with the file's tensors position by position, in
     float16 and at the zero points of int8 too. Where the converter has merged or split kernels, so that there is no pairing, a note in the report
-    names them.
+    names them. A sparse file must hold the weights of the same encoding without sparse storage and predict what that predicts. An encoding that cannot be
+    built or read, or that does not predict finite numbers where the Keras model does, is left out with a note, and is an error if it was asked for by name.
 
     `"auto"` builds the encodings that apply: the sparse forms where the model has zeros, int8 where there is representative data. It writes the best
     one by `prefer` among those that run in LiteRT, whose outputs differ from the Keras model's by at most 5 % of the largest absolute value of that
@@ -55,24 +59,29 @@ def export_tflite(
             - `"int8"`: weights and activations in int8, inputs and outputs in float32; needs `representative_data`;
             - `"sparse"`, `"sparse_float16"`, `"sparse_dynamic_int8"`, `"sparse_int8"`: the same, with only the weights stored that are not zero. LiteRT
               2.3.0 does not run the int8 ones on XNNPACK (it does on its slow kernels); the report says so;
+            - `"sparse_ready"`: `"sparse"` of the network as `sparse_ready` rewrites it, with the same predictions, so that an ARM64 CPU runs it sparse;
             - `"auto"`.
         prefer: What is best to `"auto"`: the fewest `"raw"` bytes, the fewest bytes after `"gzip"`, as an app package stores it, or the form that runs
-            fastest on a phone's CPU, `"arm64"`: sparse float32 if XNNPACK runs so much of it sparse that it is estimated 1.5 x as fast as dense
-            or faster, else int8 (3 x), dynamic int8 (2 x), sparse or dense, by what is there and the estimates.
+            fastest on a phone's CPU, `"arm64"`: sparse float32, of the network as it is or as `sparse_ready` rewrites it, if XNNPACK runs so much of it
+            sparse that it is estimated 1.5 x as fast as dense or faster, else int8 (3 x), dynamic int8 (2 x), sparse or dense, by what is there and the
+            estimates.
         representative_data: Inputs that activations are measured on for int8, of any number; the first 500 samples count. An array; a dict, list or
             tuple of arrays for several inputs; or an iterable of batches of these, as `fit` takes them, with or without labels.
         data: `(x, y)` to compare on and to measure the accuracy of the file: x as for `predict`, y integer labels or one-hot. A model
-            with a single score counts it as class 1 above one half if all scores are probabilities, else above 0. With y None the
-            predictions are compared and no accuracy measured. Without `data` the comparison is on representative data or on a few random inputs.
+            with a single score counts it as class 1 above one half if all scores are probabilities, else above 0. With y None, or where y holds other
+            numbers than classes, the predictions are compared and no accuracy measured. Without `data` the comparison is on representative data or on a
+            few random inputs.
+        verbose: 1 prints a line for every encoding as soon as it is built and checked, 0 nothing.
 
     Returns:
         An `ExportReport`.
 
     Raises:
         ImportError: TensorFlow is not installed.
-        OSError: The folder cannot be written.
-        RuntimeError: The converter failed, a zero weight is not zero in the file, or `"auto"` found nothing that may be written. What was at `path`
-            is still there.
+        OSError: The folder cannot be written, or the disk is full.
+        RuntimeError: The encoding that was asked for cannot be built, read or trusted (a zero weight is not zero in the file, what it predicts is not
+            finite, or not what the same encoding without sparse storage predicts), or `"auto"` found nothing that may be written. What was at `path` is
+            still there.
         ValueError: An argument is wrong; raised before anything is written.
 
     Example:
@@ -86,66 +95,107 @@ def export_tflite(
     calibration = None if representative_data is None else samples.representative(model, representative_data)
     comparison = compare_on(model, data, calibration)
 
-    rows, notes, graphs = [], [], {}
+    wanted = _that_apply(model, calibration, prefer) if encoding == "auto" else [encoding]
+    maker = _Maker(model, comparison, calibration, Progress(f"{path.name}:", verbose))
     with folder_beside(path) as work:
-        encodings = _that_apply(model, calibration) if encoding == "auto" else [encoding]
-        names, failed = convert(model, work, encodings, calibration)
-        notes += [f"Not built: {each}. {why}" for each, why in failed.items()]
-        for each in (each for each in encodings if each not in failed):
-            content = (work / f"{each}.tflite").read_bytes()
-            graphs[each] = tflite_file.read(content)
-            row, problems = _examine(model, each, content, graphs[each], names, comparison)
-            rows.append(row)
-            notes += problems
-        rows, dropped = _without_larger_sparse_forms(rows, prefer)
-        advice = advise(model) if has_open_sizes(model) else advise_file(model, graphs.get("dense") or graphs[encodings[0]])
-        chosen, reason, excluded = choose(rows, encoding, prefer, comparison.accuracy, advice)
+        maker.make(work, wanted)
+        if not maker.rows:
+            raise maker.problems[0]
+        rows, dropped = _without_larger_sparse_forms(maker.rows, prefer)
+        advice, failure = _advice(model, maker.graphs) if maker.graphs else (maker.ready, [])
+        chosen, reason, excluded = choose(rows, encoding, prefer, comparison.accuracy, advice, maker.ready)
         chosen["chosen"] = True
-        os.replace(work / f"{chosen['encoding']}.tflite", path)
+        new = work / path.name
+        new.write_bytes(maker.contents[chosen["encoding"]])
+        os.replace(new, path)
+    notes = maker.notes + dropped + excluded + failure
     if comparison.inputs is None or chosen["max_difference"] is not None:
         notes.insert(0, comparison.note)
-    return ExportReport(path, rows, reason, list(dict.fromkeys(notes + dropped + excluded)), advice, comparison.accuracy)
+    advice = maker.ready if ENCODINGS[chosen["encoding"]].rewritten else advice
+    return ExportReport(path, rows, reason, list(dict.fromkeys(notes)), advice, comparison.accuracy)
 
 
-def _examine(model, encoding, content, graphs, names, comparison):
-    """The row of one file, and what could not be checked in it."""
-    tensors = zeros_kept(model, tflite_file.weights(graphs))
-    outputs, problem, notes = None, None, []
-    if comparison.inputs is not None:
-        outputs, problem = run(content, comparison.inputs, names, samples.static_batch(model))
-    if outputs is not None and not comparison.fits(outputs):
-        outputs, problem = None, "its outputs have other shapes than the Keras model's"
-    unchecked = comparison.inputs is None or problem in (MISSING, FLEX)
-    if problem == FLEX:
-        problem += f": {', '.join(tflite_file.flex_operators(graphs))}"
-    row = {
-        "encoding": encoding,
-        "raw_bytes": len(content),
-        "gzip_bytes": len(gzip.compress(content, mtime=0)),
-        "zeros": sum(tensor["kept"] for tensor in tensors),
-        "tensors": tensors,
-        "densify": tflite_file.count(graphs, "DENSIFY"),
-        "runs": None if unchecked else not problem,
-        "problem": problem or "",
-        **comparison.measure(outputs),
-        "chosen": False,
-    }
-    if problem and outputs is None:
-        notes.append(f"Not checked: predictions of the {encoding} file ({problem}).")
-    elif problem:
-        notes.append(f"Not for XNNPACK: the {encoding} file ({problem}).")
-    if ENCODINGS[encoding].calibrated and (floats := tflite_file.float_operators(graphs)):
-        notes.append(f"Computed in float32 in the {encoding} file: {', '.join(floats)}.")
-    if counted := [tensor["kernel"] for tensor in tensors if tensor["checked"] == "count"]:
-        notes.append(f"Checked by their number only: zeros of {', '.join(counted)} in the {encoding} file (stored in another order).")
-    if unpaired := [tensor["kernel"] for tensor in tensors if tensor["checked"] is None]:
-        notes.append(f"Not checked: zeros of {', '.join(unpaired)} in the {encoding} file (merged or split by the converter).")
-    return row, notes
+class _Maker:
+    """Makes and examines the files.
+
+    Attributes:
+        rows: Of the report.
+        notes: For the report.
+        problems: Why there are no rows for other encodings.
+        contents: Encoding -> file.
+        graphs: Encoding -> subgraphs of the file, for the network as it is.
+        ready: Advice on the rewritten network, or None.
+    """
+
+    def __init__(self, model, comparison, calibration, progress):
+        self.rows, self.notes, self.problems, self.contents, self.graphs, self.ready = [], [], [], {}, {}, None
+        self._model, self._comparison, self._calibration, self._progress = model, comparison, calibration, progress
+
+    def make(self, work, wanted):
+        plain = [ENCODINGS[name].plain for name in wanted]
+        as_it_is = [name for name in ENCODINGS if name in wanted + plain and not ENCODINGS[name].rewritten]
+        if any(not ENCODINGS[name].rewritten for name in wanted):
+            self.graphs = self._files(self._model, work, as_it_is, wanted).graphs
+        for name in (name for name in wanted if ENCODINGS[name].rewritten):
+            try:
+                rewritten, report = rewrite(self._model)
+            except ValueError as error:
+                self._leave_out(name, error)
+                continue
+            if not report.rows:
+                self._leave_out(name, RuntimeError(" ".join(["Nothing in the network can be rewritten.", *report.why()])))
+                continue
+            graphs = self._files(rewritten, work / "ready", ["dense", "sparse"], ["sparse"], {"sparse": name}).graphs
+            if "dense" in graphs:
+                self.ready = _advice(rewritten, graphs)[0]
+                self.notes.append(f"Rewritten in the {name} file: {report.summary()}.")
+
+    def _files(self, model, work, names, wanted, rename=None):
+        """Convert a model to files and examine them; those not `wanted` are there to compare with."""
+        examiner, rename = Examiner(model, self._comparison), rename or {}
+        work.mkdir(exist_ok=True)
+        for name, content, problem in convert(model, work, names, self._calibration):
+            row, found, label = None, [], rename.get(name, name)
+            if problem is None:
+                try:
+                    row, found = examiner.examine(name, content)
+                except Distrusted as error:
+                    problem = error
+            if name not in wanted:
+                continue
+            if problem is not None:
+                self._leave_out(label, problem)
+                continue
+            row["encoding"] = label
+            self.rows.append(row)
+            self.notes += found
+            self.contents[label] = content
+            self._progress.line(row, label)
+        return examiner
+
+    def _leave_out(self, name, problem):
+        self.problems.append(problem)
+        self.notes.append(f"Left out: {name}. {problem}")
+        self._progress.line(None, name)
 
 
-def _that_apply(model, calibration):
+def _advice(model, graphs):
+    """The advice on a model, or None with a note: it must not cost the file."""
+    try:
+        return advise(model) if has_open_sizes(model) else advise_file(model, graphs.get("dense") or next(iter(graphs.values()))), []
+    except Exception as error:
+        if is_full(error):
+            raise
+        return None, [f"Not found out: what runs sparse on a phone ({type(error).__name__} while advising)."]
+
+
+def _that_apply(model, calibration, prefer):
     zeros = bool(kernels_with_zeros(model))
-    return [name for name, form in ENCODINGS.items() if (zeros or not form.sparse) and (calibration is not None or not form.calibrated)]
+
+    def applies(form):
+        return (zeros or not form.sparse) and (calibration is not None or not form.calibrated) and (prefer == "arm64" or not form.rewritten)
+
+    return [name for name, form in ENCODINGS.items() if applies(form)]
 
 
 def _without_larger_sparse_forms(rows, prefer):

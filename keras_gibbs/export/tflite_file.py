@@ -71,7 +71,11 @@ def schema():
 
 
 def read(content: bytes) -> list[Graph]:
-    """The subgraphs of a .tflite file."""
+    """The subgraphs of a .tflite file.
+
+    Raises:
+        ValueError: A constant is stored in a way that does not fit its shape.
+    """
     reader = schema()
     names = {number: name for name, number in vars(reader.BuiltinOperator).items() if isinstance(number, int)}
     model = reader.ModelT.InitFromPackedBuf(content, 0)
@@ -171,6 +175,8 @@ def _unpacked(data, shape, sparsity):
             axis = int(sparsity.blockMap[number - rank])
             at[axis] = at[axis] * int(level.denseSize) + own
     dense = np.zeros(shape, data.dtype)
+    if any(np.any(own >= size) for own, size in zip(at, shape)) or entries > data.size:
+        raise ValueError(f"its sparse storage reaches beyond a kernel of shape {shape}")
     if entries:
         dense[tuple(at)] = data[:entries]
     return dense

@@ -232,7 +232,7 @@ def test_layers_that_learned_by_adapt_keep_it():
     edges = layers.Discretization(num_bins=4, output_mode="multi_hot")
     edges.adapt(np.arange(20.0)[:, None])
     text, number = keras.Input((1,), dtype="string"), keras.Input((1,))
-    model = keras.Model([text, number], layers.Dense(2)(layers.Concatenate()([lookup(text), layers.Flatten()(edges(number))])))
+    model = keras.Model([text, number], layers.Dense(2)(layers.Concatenate()([layers.Flatten()(lookup(text)), layers.Flatten()(edges(number))])))
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 

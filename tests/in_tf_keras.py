@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import warnings
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -352,6 +353,23 @@ def test_two_of_every_four_inputs_are_kept():
     fit(pruned, GibbsPruningCallback(), x=FLAT)
     kept = kernels(sparse.strip_pruning(pruned))[1].reshape(2, 4, 3) != 0
     assert (kept.sum(axis=1) == 2).all()
+
+
+@pytest.mark.parametrize(("kind", "inputs"), [("dense", 16), ("dense", 10), ("conv", 8), ("conv", 6)])
+def test_two_of_four_is_what_tfmot_keeps_of_the_same_kernel(kind, inputs):
+    layer = tf_keras.layers.Dense(7) if kind == "dense" else tf_keras.layers.Conv2D(5, 3)
+    shape = (inputs,) if kind == "dense" else (6, 6, inputs)
+    theirs = tf_keras.Sequential([tfmot.sparsity.keras.prune_low_magnitude(layer, sparsity_m_by_n=(2, 4), input_shape=shape)])
+    wrapper = theirs.layers[0]
+    tf_keras.backend.set_value(wrapper.pruning_step, 1)
+    wrapper.pruning_obj.conditional_mask_update()
+    kernel, mask, _ = wrapper.pruning_vars[0]
+    ours = keras.layers.Dense(7) if kind == "dense" else keras.layers.Conv2D(5, 3)
+    ours.build((None, *shape))
+    ours.kernel.assign(kernel.numpy())
+    found = np.array(kg.Pruned(ours, kg.Magnitude(0.5, structure=kg.NofM(2, 4))).mask())
+    assert 0.3 < found.mean() < 0.8 and np.array_equal(found, mask.numpy())
+
 
 
 def test_mixed_precision_keeps_float32_masks():

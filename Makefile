@@ -1,6 +1,7 @@
-# make demo    train a small network dense and pruned, export both, print a table
-# make test    all tests, on the TensorFlow and on the JAX backend
-# make lint    ruff
+# make demo      train a small network dense and pruned, export both, print a table
+# make test      the tests, on the TensorFlow and on the JAX backend
+# make test-all  these, and those that take minutes
+# make lint      ruff
 # Each sets up .venv first if need be. Another Python: make PYTHON=python3.12 test
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ JAX_CACHE := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/build/jax_cache JAX_PERSISTENT_
 # ... and run each of them a few times: XLA spends a quarter of the whole time on optimizing them.
 PYTEST := XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: demo test lint
+.PHONY: demo test test-all lint
 
 demo: $(READY)
 	@mkdir -p build
@@ -25,6 +26,12 @@ test: $(READY)
 	@KERAS_BACKEND=tensorflow $(PYTEST)
 	@echo "Tests on the JAX backend"
 	@KERAS_BACKEND=jax $(JAX_CACHE) $(PYTEST)
+
+test-all: $(READY)
+	@echo "All tests on the TensorFlow backend"
+	@KERAS_BACKEND=tensorflow $(PYTEST) -m ""
+	@echo "All tests on the JAX backend"
+	@KERAS_BACKEND=jax $(JAX_CACHE) $(PYTEST) -m ""
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -31,21 +31,25 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
     """Wrap the layers of a model, so that `fit` prunes them.
 
     Args:
-        model: A built Keras 3 Sequential or Functional model (nested models and shared layers included), or one layer. It is not changed.
+        model: A built Keras 3 model or one layer. Sequential and Functional models keep their class, their attributes and their `train_step` (a warning
+            names what cannot be kept); nested models and shared layers are entered. A subclassed model, called on data once, is wrapped as a whole in a
+            functional one, and `strip_pruning` gives back its class. The model is not changed.
         method: What to prune by, such as `kg.Gibbs(sparsity=0.9)`.
-        where: Which layers: a regular expression or a list of them, searched in the layer names, or a callable from a layer to bool. By default every
-            layer that can be pruned.
-        seed: Int, the seed of the masks; each layer's noise is its own. By default one is drawn from Python's `random`, which
+        where: Which weights: a regular expression or a list of them, searched in their paths and in layer names, or a callable from the innermost layer that
+            owns a weight to bool. By default every weight that can be pruned.
+        seed: Int, the seed of the masks; each weight's noise is its own. By default one is drawn from Python's `random`, which
             `keras.utils.set_random_seed` fixes.
+        data: A batch `x`, or `(x, y)`, that tells the dtypes of the inputs of a subclassed model; float32 by default.
 
     Returns:
-        A new, uncompiled model of the same architecture with copies of the weights, in which the chosen layers are `Pruned`, under their own names.
-        What was left out, and why, is in `kg.summary(pruned)`.
+        A new, uncompiled model of the same architecture with copies of the weights and of what else its layers have learned, in which the chosen layers are
+        `Pruned`, under their own names. What was left out, and why, is in `kg.summary(pruned)`; where less than half of the weights are pruned, a warning
+        says so.
 
     Raises:
         TypeError: For something that is not a Keras 3 model or layer, or not a method.
-        ValueError: For a model that is not built, subclassed, already pruned, or holds weights that are not finite; when `where` matches nothing that
-            can be pruned.
+        ValueError: For a model that is not built, already pruned, or holds weights that are not finite; for a subclassed one with training steps of its own,
+            or that cannot be copied from its configuration; when `where` matches nothing that can be pruned.
 
     Example:
 
@@ -217,12 +221,6 @@ def why_skipped(weight: Prunable, method: PruningMethod, outputs: set[int]) -> s
     return None
 
 
-def masked_weights(model) -> dict[str, MaskedWeight]:
-    """The pruned weights of a model or layer, by path."""
-    by_variable = {id(masked.variable): masked for layer in pruned_layers(model) if layer.built for masked in layer.masked_weights}
-    return {weight.path: by_variable[id(weight.variable)] for weight in prunable_weights(model) if id(weight.variable) in by_variable}
-
-
 def distribute(model, layers: list | None = None, progress: float | None = None) -> None:
     """Let the weights of a method with another `scope` than `"layer"` share out what is kept.
 
@@ -260,14 +258,14 @@ def strip_pruning(model):
     """The plain Keras model that a pruned one stands for.
 
     Args:
-        model: A model from `prune`, or one `Pruned` layer. It is not changed.
+        model: A model from `prune`, one whose constructor wraps its layers, or one `Pruned` layer. It is not changed.
 
     Returns:
         A new, uncompiled model with the layers, names and `trainable` flags that the model had before it was pruned, whose kernels are multiplied by
         their deterministic masks. It predicts what the pruned model predicts, and needs keras_gibbs no more. A plain model gives a plain copy.
 
     Raises:
-        ValueError: For a subclassed model.
+        ValueError: For a subclassed model that cannot be copied from its configuration.
 
     Example:
 
@@ -326,12 +324,12 @@ def _write_masks(layer, copy, masked):
 
 
 def sparsity(model, where=None) -> float:
-    """Fraction of zeros over all kernels that could be pruned, wrapped or not.
+    """Fraction of zeros over all weights that could be pruned, wrapped or not.
 
     Args:
         model: A pruned, stripped or plain model, or a layer. A pruned model counts with its deterministic masks, and has the sparsity of its stripped
             form.
-        where: Narrows the layers that count, as in `prune`.
+        where: Narrows the weights that count, as in `prune`.
 
     Returns:
         Float in [0, 1].

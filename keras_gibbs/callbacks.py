@@ -4,6 +4,7 @@ import warnings
 
 import keras
 
+from keras_gibbs.arguments import require_flag
 from keras_gibbs.layers import pruned_layers
 from keras_gibbs.methods.traits import ChecksTraining, SearchesModel, scope_of
 from keras_gibbs.model import distribute, sparsity
@@ -29,6 +30,7 @@ class Annealing:
             raise ValueError(f"`update_freq` must be 'auto', 'epoch', 'batch' or a positive number of batches. Received: update_freq={update_freq!r}.")
         if epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1):
             raise ValueError(f"`epochs` must be a positive int, the horizon of the schedules, or None for that of `fit`. Received: epochs={epochs!r}.")
+        require_flag(restart=restart)
         self.update_freq = update_freq
         self.epochs = epochs
         self.restart = restart

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import keras
 
+from keras_gibbs.arguments import require_path
 from keras_gibbs.export.converter import exportable
 from keras_gibbs.export.files import folder_beside, quiet
 
@@ -26,6 +27,7 @@ def export_saved_model(model: keras.Model, path: str | os.PathLike) -> None:
     >>> kg.export_saved_model(pruned, "build/digits")
     >>> tf.saved_model.load("build/digits").serve(images)
     """
+    require_path(path)
     path = Path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "saved_model.pb").exists()):
         raise ValueError(

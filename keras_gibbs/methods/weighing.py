@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from keras import ops
 
+from keras_gibbs.arguments import require_number
 from keras_gibbs.methods.base import check_sparsity, check_structure
 from keras_gibbs.methods.ranked import RankedMethod, mean_over_groups
 from keras_gibbs.methods.traits import ObservesGradients
@@ -42,13 +43,16 @@ class WeighingMethod(ObservesGradients, RankedMethod):
         self.structure.check_sparsity(sparsity)
         if not isinstance(self.criterion, Criterion):
             raise TypeError(f"`criterion` must be an object such as `CurvatureEnergy()`. Received: criterion={self.criterion!r}.")
-        if self.scope not in SCOPES:
+        if not isinstance(self.scope, str) or self.scope not in SCOPES:
             raise ValueError(f"`scope` must be one of {SCOPES}. Received: scope={self.scope!r}.")
         if self.scope != "layer" and not self.structure.one_contest:
             raise ValueError(
                 f"{self.structure.brief()} fixes how many are kept of every few weights, so nothing can be shared out. Received: scope={self.scope!r}. "
                 "Use `scope='layer'`."
             )
+        require_number(floor=self.floor)
+        if self.settle is not None:
+            require_number(settle=self.settle)
         if not 0.0 <= self.floor <= 1.0 or (self.floor and self.scope != "global"):
             raise ValueError(
                 "`floor`, the least density of a layer as a fraction of that of the network, lies in [0, 1] and goes with `scope='global'`. "

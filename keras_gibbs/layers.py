@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_gibbs.arguments import require_count, require_seed
 from keras_gibbs.configuration import register
 from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.methods.traits import LearnsMasks, trains_weights
@@ -98,6 +99,10 @@ class Pruned(Wrapping, keras.layers.Wrapper):
     def __init__(self, layer, method, *, seed=None, path=None, only=None, sites=1, **kwargs):
         check_layer(layer)
         check_method(method)
+        require_seed(seed)
+        require_count(sites=sites)
+        if only is not None and (isinstance(only, str) or not all(isinstance(name, str) for name in only)):
+            raise TypeError(f"`only` must be a list of paths from below the layer, such as ['kernel'], or None. Received: only={only!r}.")
         check_finite(layer)
         kwargs = {"name": layer.name, "trainable": layer.trainable or isinstance(method, LearnsMasks)} | kwargs
         # The wrapper computes nothing itself: in float32 and without autocasting it reads weights as they are stored, also under mixed precision.
@@ -353,6 +358,8 @@ _INITIALIZERS = {
 
 def pruned_layers(model) -> list[Pruned]:
     """The wrapped layers of a model, of any depth, each once."""
+    if not isinstance(model, keras.layers.Layer):
+        raise TypeError(describe_foreign(model))
     return [layer for layer in walk(model) if isinstance(layer, Pruned)]
 
 

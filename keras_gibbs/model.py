@@ -10,6 +10,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from keras_gibbs.arguments import require_seed
 from keras_gibbs.frozen import Frozen
 from keras_gibbs.holder import Holder, hold, strip_subclassed
 from keras_gibbs.layers import Pruned, check_finite, check_layer, check_method, describe_foreign, pruned_layers
@@ -56,6 +57,7 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
     >>> pruned = kg.prune(model, kg.Gibbs(sparsity=0.9), where="conv")
     """
     check_method(method)
+    require_seed(seed)
     if not isinstance(model, keras.layers.Layer):
         raise TypeError(describe_foreign(model))
     seed = random.randrange(2**63) if seed is None else int(seed) % 2**64
@@ -156,7 +158,14 @@ def selector(where) -> Callable[[str, keras.layers.Layer], bool]:
         return lambda path, layer: True
     if callable(where):
         return lambda path, layer: where(layer)
-    patterns = [where] if isinstance(where, (str, re.Pattern)) else list(where)
+    patterns = [where] if isinstance(where, (str, re.Pattern)) else where
+    if not isinstance(patterns, (list, tuple, set, frozenset)) or not all(isinstance(pattern, (str, re.Pattern)) for pattern in patterns):
+        raise TypeError(f"`where` must be a regular expression, a list of them, a callable from a layer to bool, or None. Received: where={where!r}.")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"`where` must hold regular expressions. Received: where={where!r} ({error}).") from error
     return lambda path, layer: any(re.search(pattern, name) for pattern in patterns for name in (path, layer.name))
 
 

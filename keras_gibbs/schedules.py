@@ -5,8 +5,8 @@ still reaches its end.
 """
 
 import dataclasses
-import math
 
+from keras_gibbs.arguments import require_number
 from keras_gibbs.configuration import Configuration, register
 
 
@@ -38,10 +38,7 @@ class Schedule(Configuration):
         raise NotImplementedError
 
     def __post_init__(self):
-        for name in ("start", "stop", "begin", "end"):
-            value = getattr(self, name)
-            if not math.isfinite(value):
-                raise ValueError(f"`{name}` of a schedule must be a finite number. Received: {name}={value!r}.")
+        require_number(start=self.start, stop=self.stop, begin=self.begin, end=self.end)
         if not 0.0 <= self.begin <= self.end <= 1.0:
             raise ValueError(
                 "A schedule must not end before it starts, and both are fractions of training in [0, 1]. "
@@ -74,8 +71,7 @@ class Constant(Schedule):
         return float(self.value)
 
     def __post_init__(self):
-        if not math.isfinite(self.value):
-            raise ValueError(f"`value` of a schedule must be a finite number. Received: value={self.value!r}.")
+        require_number(value=self.value)
 
 
 @register
@@ -161,6 +157,7 @@ class Polynomial(Schedule):
 
     def __post_init__(self):
         super().__post_init__()
+        require_number(power=self.power)
         if self.power <= 0:
             raise ValueError(f"`power` must be greater than 0. Received: power={self.power!r}. Zhu & Gupta's schedule has 3.")
 

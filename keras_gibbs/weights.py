@@ -13,6 +13,7 @@ from keras_gibbs.methods.traits import FollowsWeights, LearnsMasks, ObservesGrad
 from keras_gibbs.numerics.compilation import compiled
 from keras_gibbs.numerics.noise import Uniform, halves
 from keras_gibbs.numerics.ranking import count_removed
+from keras_gibbs.numerics.replicas import has_replicas, sum_over_replicas
 from keras_gibbs.specs import Spec
 from keras_gibbs.structure.layouts import Layout
 from keras_gibbs.structure.prunable import Prunable
@@ -71,19 +72,30 @@ class Masks:
         arranged, state = self.arrange(weight), state | self._filled
         updates = self.method.follow(arranged, state) if self._follows else {}
         mask = self.method.sample(arranged, state | updates, Uniform(key, draw))
-        return self._observed(self.apply(weight, mask, state), state), updates
+        return self.apply(weight, mask, state), updates
 
-    def _observed(self, masked, state):
-        """`masked` itself; on the way back its gradient gives the state that the method observes, in place of the gradients of that state."""
-        names = self.method.observed if isinstance(self.method, ObservesGradients) else ()
-        if not names:
-            return masked
+    def train_observed(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """`train` of a method that observes gradients."""
+        masked, updates = self.train(weight, state, key, draw)
+        return self.observed(masked, state), updates
+
+    @property
+    def observes(self) -> bool:
+        """Whether the method observes gradients."""
+        return isinstance(self.method, ObservesGradients) and bool(self.method.observed)
+
+    def observed(self, masked: Tensor, state: State, total: Callable[[Tensor], Tensor] = lambda gradient: gradient) -> Tensor:
+        """`masked` itself; on the way back its gradient gives the state that the method observes, in place of the gradients of that state.
+
+        `total` makes the gradient of the whole batch from that of the part which one replica sees.
+        """
+        names = self.method.observed
 
         @ops.custom_gradient
         def observed(masked, *values):
             def gradients(*args, upstream=None):
                 gradient = args[0] if upstream is None else upstream
-                updates = self.method.observe(self.arrange(gradient), dict(zip(names, values, strict=True)))
+                updates = self.method.observe(self.arrange(total(gradient)), dict(zip(names, values, strict=True)))
                 return gradient, *(updates[name] for name in names)
 
             return masked * 1, gradients
@@ -202,8 +214,13 @@ class MaskedWeight:
 
     def train(self, draw: Tensor) -> Tensor:
         """The weight under a mask drawn for one training step, the `draw`-th."""
-        masked, updates = compiled_masks(self.masks, "train")(ops.convert_to_tensor(self.variable), self.values(), ops.convert_to_tensor(self.key), draw)
+        replicas = has_replicas()
+        function = "train_observed" if self.masks.observes and not replicas else "train"
+        values = self.values()
+        masked, updates = compiled_masks(self.masks, function)(ops.convert_to_tensor(self.variable), values, ops.convert_to_tensor(self.key), draw)
         self.assign(updates)
+        if self.masks.observes and replicas:  # outside of what is compiled, where replicas cannot meet
+            masked = self.masks.observed(masked, values, sum_over_replicas)
         return masked
 
     def infer(self, moved: Tensor) -> Tensor:

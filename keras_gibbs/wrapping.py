@@ -62,6 +62,11 @@ class Wrapping:
         """Whether the method has schedules that no callback has moved, or a sparsity that has not come to its end."""
         return waits(self.method.schedules(), self.progress)
 
+    def has_ended(self) -> bool:
+        """Whether more progress would change nothing: every schedule is at its end, and a mask that is to be held is held."""
+        ends = [schedule.span[1] for schedule in self.method.schedules().values() if schedule.span]
+        return self.progress >= max([*ends, getattr(self.method, "settle", None) or 0.0])
+
     def figures(self) -> dict[str, float]:
         """The method's own figures, from the current weights and state, averaged over the weights of the layer."""
         return mean_figures([masked.figures(self._draw()) for masked in self.masked_weights])

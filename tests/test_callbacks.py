@@ -160,24 +160,34 @@ def test_progress_moves_only_by_epochs_where_the_number_of_steps_is_not_known_ye
     assert progress(model) == [1.0, 1.0]
 
 
-def test_a_generator_of_unknown_length_ends_at_progress_one():
-    x, y = data()
-    model = tiny()
-    seen, _ = fit(model, kg.GibbsPruningCallback("batch"), ((x[i : i + 8], y[i : i + 8]) for i in range(0, 32, 8)), epochs=1)
-    assert seen.tolist() == [0.0] * STEPS
+def batches(count=STEPS):
+    x, y = data(count)
+    return ((x[i : i + 8], y[i : i + 8]) for i in range(0, 8 * count, 8))
+
+
+@pytest.mark.parametrize("method", [kg.Gibbs(0.5), kg.Magnitude(kg.Linear(0.0, 0.5)), kg.Magnitude(0.5, settle=0.5)])
+def test_one_epoch_of_unknown_length_is_refused_before_its_first_step(method):
+    model = tiny(method)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="unknown length.*steps_per_epoch"):
+        fit(model, kg.GibbsPruningCallback(), batches(), epochs=1)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_one_epoch_of_unknown_length_does_where_nothing_moves_or_its_steps_are_given():
+    model = tiny(kg.Magnitude(0.5))
+    fit(model, kg.GibbsPruningCallback(), batches(), epochs=1)
     assert progress(model) == [1.0, 1.0]
+    seen, _ = fit(tiny(), kg.GibbsPruningCallback("batch"), batches(), epochs=1, steps_per_epoch=STEPS)
+    np.testing.assert_allclose(seen, np.arange(STEPS) / STEPS)
+    model = tiny()
+    for epoch in range(3):  # a horizon over several calls, each of one epoch
+        fit(model, kg.GibbsPruningCallback(epochs=3), batches(), epochs=epoch + 1, initial_epoch=epoch)
+        assert progress(model) == pytest.approx([(epoch + 1) / 3] * 2)
 
 
 # The end
-
-
-def test_early_stopping_ends_at_progress_one():
-    model = tiny()
-    stop = keras.callbacks.EarlyStopping(monitor="loss", min_delta=10.0, patience=1)
-    seen, history = fit(model, kg.GibbsPruningCallback("epoch"), epochs=30, others=[stop])
-    assert len(history.epoch) == 2 and seen.max() < 0.1
-    assert progress(model) == [1.0, 1.0]
-    assert state(model, "beta") == pytest.approx([1e4, 1e4])
 
 
 def test_a_later_fit_keeps_the_final_state_and_says_once_how_to_begin_again():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import keras
 
+from keras_gibbs.arguments import require_path
 from keras_gibbs.export.converter import exportable
 from keras_gibbs.export.files import folder_beside, replace_folder
 from keras_gibbs.export.inference import input_names, save_inference
@@ -30,6 +31,7 @@ def export_saved_model(model: keras.Model, path: str | os.PathLike) -> None:
     >>> kg.export_saved_model(pruned, "build/digits")
     >>> tf.saved_model.load("build/digits").serve(images)
     """
+    require_path(path)
     path = Path(os.path.realpath(path))  # a link keeps pointing to the model
     others = _other_files(path)
     if others:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 
+from keras_gibbs.arguments import require_path
 from keras_gibbs.export import samples
 from keras_gibbs.export.advisor import advise, advise_file, has_open_sizes
 from keras_gibbs.export.choice import choose
@@ -89,6 +90,7 @@ def export_tflite(
     >>> report = kg.export_tflite(pruned, "model.tflite", representative_data=x_train[:200], data=(x_test, y_test))
     >>> print(report)
     """
+    require_path(path)
     path = Path(path)
     _check_arguments(path, encoding, prefer, representative_data, data)
     model = exportable(model)

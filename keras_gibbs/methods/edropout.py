@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from keras import ops
 
+from keras_gibbs.arguments import require_count, require_flag, require_number
 from keras_gibbs.configuration import register
 from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.methods.traits import ChecksTraining, RemovesUnits, SearchesModel
@@ -79,11 +80,14 @@ class EDropout(SearchesModel, RemovesUnits, ChecksTraining, PruningMethod):
     structure = Filter()
 
     def __post_init__(self):
-        if isinstance(self.population, bool) or not isinstance(self.population, (int, np.integer)) or self.population < LEAST:
-            raise ValueError(f"`population` must be an int of at least {LEAST}: a rival has three parents besides its own slot. Received: {self.population!r}.")
+        if isinstance(self.population, bool) or not isinstance(self.population, (int, np.integer)) or not LEAST <= self.population < 2**31:
+            rule = f"`population` must be an int of at least {LEAST}: a rival has three parents besides its own slot"
+            raise ValueError(f"{rule}. Received: population={self.population!r}.")
         if not callable(self.objective) or isinstance(self.objective, type) or type(self.objective).__hash__ is None:
             raise TypeError(f"`objective` must be an object such as `MarginEnergy()`, or a hashable callable. Received: objective={self.objective!r}.")
-        if self.rule not in RULES:
+        require_number(search=self.search, crossover=self.crossover, mutation_rate=self.mutation_rate, initial_keep=self.initial_keep)
+        require_flag(reevaluate_parents=self.reevaluate_parents)
+        if not isinstance(self.rule, str) or self.rule not in RULES:
             raise ValueError(f"`rule` must be one of {RULES}. Received: rule={self.rule!r}.")
         if not 0.0 < self.search <= 1.0:
             raise ValueError(f"`search` is a fraction of training, in (0, 1]. Received: search={self.search!r}.")
@@ -95,10 +99,10 @@ class EDropout(SearchesModel, RemovesUnits, ChecksTraining, PruningMethod):
                 "`initial_keep` is a probability between 0 and 1: with either of them all states are the same, and there is nothing to search. "
                 f"Received: initial_keep={self.initial_keep!r}."
             )
-        for name in ("patience", "energy_batch", "population_chunk"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
-                raise ValueError(f"`{name}` must be a positive int. Received: {name}={value!r}.")
+        require_count(population_chunk=self.population_chunk)
+        for name in ("patience", "energy_batch"):
+            if getattr(self, name) is not None:
+                require_count(**{name: getattr(self, name)})
         if self.patience is not None and not self.reevaluate_parents:
             raise ValueError(
                 "`patience` needs `reevaluate_parents=True`: without it the best energy is one that some batch once gave, and the best state may never "

@@ -39,7 +39,7 @@ class Fixed(DiffersByWeight, PruningMethod):
     def __post_init__(self):
         for mask in self.mask.values() if isinstance(self.mask, dict) else [self.mask]:
             if mask is not None and not np.isin(np.asarray(mask), (0, 1)).all():
-                raise ValueError(f"A mask holds 0 (removes) and 1 (keeps) only. Received: values {np.unique(np.asarray(mask))[:5]}.")
+                raise ValueError(f"`mask` holds 0 (removes) and 1 (keeps) only. Received: mask with values {np.unique(np.asarray(mask))[:5]}.")
 
     def get_config(self):
         return {}

@@ -6,6 +6,7 @@ import math
 import numpy as np
 from keras import ops
 
+from keras_gibbs.arguments import require_number
 from keras_gibbs.configuration import register
 from keras_gibbs.methods.base import check_sparsity
 from keras_gibbs.methods.weighing import WeighingMethod
@@ -69,7 +70,7 @@ class Gibbs(WeighingMethod):
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.law, Hamiltonian):
+        if self.hamiltonian is not None and not isinstance(self.hamiltonian, Hamiltonian):
             raise TypeError(f"`hamiltonian` must be an object such as `KernelCoupling(c=0.01)`. Received: hamiltonian={self.hamiltonian!r}.")
         if self.scale not in ("absolute", "log"):
             raise ValueError(f"`scale` must be 'absolute' or 'log'. Received: scale={self.scale!r}.")
@@ -78,6 +79,8 @@ class Gibbs(WeighingMethod):
         if self.count == "exact" and not isinstance(self.law, Independent):
             raise ValueError(f"`count='exact'` is defined for independent groups. Received: hamiltonian={self.law!r}. Use `hamiltonian=Independent()`.")
         self.law.check(self.structure)
+        if self.beta is not None and not isinstance(self.beta, Schedule):
+            require_number(beta=self.beta)
         if self.schedules()["beta"].bounds[0] < 0:
             raise ValueError(f"`beta`, an inverse temperature, must not be negative. Received: beta={self.beta!r}. 0 is pure noise.")
 
@@ -107,7 +110,7 @@ class Gibbs(WeighingMethod):
     @property
     def law(self) -> Hamiltonian:
         """The Hamiltonian in force."""
-        return self.hamiltonian or authors_hamiltonian(self.structure)
+        return authors_hamiltonian(self.structure) if self.hamiltonian is None else self.hamiltonian
 
     def check(self, weight):
         super().check(weight)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 from keras import ops
 
+from keras_gibbs.arguments import require_number
 from keras_gibbs.configuration import register
 from keras_gibbs.methods.learned import LearnedMask, straight_through
 from keras_gibbs.schedules import Linear, Schedule
@@ -51,8 +52,11 @@ class GumbelSoftmax(LearnedMask):
 
     def __post_init__(self):
         super().__post_init__()
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
+        require_number(temperature=self.temperature, initial_logit=self.initial_logit, penalty_weight=self.penalty_weight)
+        if self.temperature <= 0:
             raise ValueError(f"`temperature` must be greater than 0. Received: temperature={self.temperature!r}. The paper's is 1.")
+        if self.penalty_weight < 0:
+            raise ValueError(f"`penalty_weight` must not be negative. Received: penalty_weight={self.penalty_weight!r}. 0 is no penalty.")
 
     def schedules(self):
         schedules = super().schedules()

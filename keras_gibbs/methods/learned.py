@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_gibbs.arguments import require_flag, require_number
 from keras_gibbs.methods.base import check_sparsity, check_structure
 from keras_gibbs.methods.ranked import RankedMethod
 from keras_gibbs.methods.traits import ChecksTraining, LearnsMasks
@@ -67,13 +68,15 @@ class LearnedMask(LearnsMasks, ChecksTraining, RankedMethod):
             self.structure.check_sparsity(check_sparsity(self.sparsity))
         elif not self.structure.one_contest:
             raise ValueError(f"{self.structure.brief()} keeps a number of groups, so it needs a `sparsity`. Received: sparsity=None.")
-        if self.rescale not in RESCALES:
+        require_flag(train_weights=self.train_weights)
+        if not isinstance(self.rescale, (str, type(None))) or self.rescale not in RESCALES:
             raise ValueError(f"`rescale` must be 'smart', 'dynamic' or None. Received: rescale={self.rescale!r}.")
-        if self.signed_constant not in (True, False, None, "conv"):
+        if not isinstance(self.signed_constant, (bool, str, type(None))) or self.signed_constant not in (True, False, None, "conv"):
             raise ValueError(f"`signed_constant` must be True, False, None or 'conv'. Received: signed_constant={self.signed_constant!r}.")
         for name in ("logit_rate", "scale_rate"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            require_number(**{name: value})
+            if value <= 0:
                 raise ValueError(f"`{name}` multiplies a learning rate and must be positive. Received: {name}={value!r}.")
 
     @property

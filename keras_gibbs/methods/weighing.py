@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 from keras import ops
 
+from keras_gibbs.arguments import require_number
 from keras_gibbs.methods.base import check_sparsity, check_structure
 from keras_gibbs.methods.ranked import RankedMethod, mean_over_groups
-from keras_gibbs.methods.traits import ObservesGradients
+from keras_gibbs.methods.traits import ChecksTraining, ObservesGradients
 from keras_gibbs.schedules import Schedule
 from keras_gibbs.scores.criteria import Criterion, SquaredWeight
 from keras_gibbs.specs import Spec
@@ -17,7 +18,7 @@ from keras_gibbs.typing import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
-class WeighingMethod(ObservesGradients, RankedMethod):
+class WeighingMethod(ObservesGradients, ChecksTraining, RankedMethod):
     """A method whose final mask keeps exactly the groups of the highest mean worth: the base of `Gibbs` and `Magnitude`.
 
     Attributes:
@@ -42,13 +43,16 @@ class WeighingMethod(ObservesGradients, RankedMethod):
         self.structure.check_sparsity(sparsity)
         if not isinstance(self.criterion, Criterion):
             raise TypeError(f"`criterion` must be an object such as `CurvatureEnergy()`. Received: criterion={self.criterion!r}.")
-        if self.scope not in SCOPES:
+        if not isinstance(self.scope, str) or self.scope not in SCOPES:
             raise ValueError(f"`scope` must be one of {SCOPES}. Received: scope={self.scope!r}.")
         if self.scope != "layer" and not self.structure.one_contest:
             raise ValueError(
                 f"{self.structure.brief()} fixes how many are kept of every few weights, so nothing can be shared out. Received: scope={self.scope!r}. "
                 "Use `scope='layer'`."
             )
+        require_number(floor=self.floor)
+        if self.settle is not None:
+            require_number(settle=self.settle)
         if not 0.0 <= self.floor <= 1.0 or (self.floor and self.scope != "global"):
             raise ValueError(
                 "`floor`, the least density of a layer as a fraction of that of the network, lies in [0, 1] and goes with `scope='global'`. "
@@ -71,6 +75,13 @@ class WeighingMethod(ObservesGradients, RankedMethod):
 
     def observe(self, gradient, state):
         return self.criterion.observe(gradient, state)
+
+    def check_training(self, optimizer, layers):
+        if self.observed and getattr(getattr(optimizer, "inner_optimizer", optimizer), "use_ema", False):
+            raise ValueError(
+                f"Keras cannot average the weights of a model while {self.criterion.brief()} observes its gradients: it keeps no average of what that "
+                "remembers, and fails when it writes the averages. Received: an optimizer with `use_ema=True`. Leave it out, or use another criterion."
+            )
 
     def worth(self, weight: Tensor, state) -> Tensor:
         """What every weight is worth, in the shape of `weight`."""

@@ -25,6 +25,7 @@ import dataclasses
 
 from keras import ops
 
+from keras_gibbs.arguments import require_count, require_number
 from keras_gibbs.configuration import Configuration, register
 from keras_gibbs.sampling import samplers
 from keras_gibbs.structure.groups import Filter, Kernel, Structure, Unstructured
@@ -107,6 +108,7 @@ class KernelCoupling(Hamiltonian):
     convention: str = "canonical"
 
     def __post_init__(self):
+        require_number(c=self.c)
         if self.convention not in ("canonical", "reference"):
             raise ValueError(f"`convention` must be 'canonical' or 'reference' (the authors' code). Received: convention={self.convention!r}.")
 
@@ -154,8 +156,8 @@ class FilterCoupling(Hamiltonian):
     sweeps: int = 50
 
     def __post_init__(self):
-        if self.sweeps < 1:
-            raise ValueError(f"`sweeps` must be at least 1. Received: sweeps={self.sweeps!r}. The authors use 50.")
+        require_number(c=self.c)
+        require_count(sweeps=self.sweeps)
 
     def check(self, structure):
         if not isinstance(structure, Filter):

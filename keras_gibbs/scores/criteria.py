@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from keras_gibbs.arguments import require_number
 from keras_gibbs.configuration import Configuration, register
 from keras_gibbs.specs import Spec
 from keras_gibbs.typing import Tensor
@@ -82,6 +83,7 @@ class CurvatureEnergy(Criterion):
     decay: float = 0.998
 
     def __post_init__(self):
+        require_number(decay=self.decay)
         if not 0.0 <= self.decay < 1.0:
             raise ValueError(f"`decay` must lie in [0, 1). Received: decay={self.decay!r}. 0.998 remembers about 500 steps.")
 

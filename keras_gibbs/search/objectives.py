@@ -7,6 +7,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_gibbs.arguments import require_number
 from keras_gibbs.configuration import Configuration, register
 from keras_gibbs.typing import Tensor
 
@@ -155,9 +156,10 @@ class KeepPenalty(Objective):
     weight: float = 100.0
 
     def __post_init__(self):
+        require_number(target=self.target, weight=self.weight)
         if not 0.0 < self.target <= 1.0:
             raise ValueError(f"`target` is the fraction of parameters that is KEPT, in (0, 1]. Received: target={self.target!r}.")
-        if not (math.isfinite(self.weight) and self.weight > 0):
+        if self.weight <= 0:
             raise ValueError(f"`weight` must be a positive number. Received: weight={self.weight!r}.")
 
     def __call__(self, context):

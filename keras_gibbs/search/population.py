@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_gibbs.numerics.replicas import mean_over_replicas
 from keras_gibbs.search import evolution
 from keras_gibbs.search.checks import check_energy_batch, check_labels
 from keras_gibbs.search.objectives import Context
@@ -140,7 +141,7 @@ class Searching:
             over=self.weights_in_order()[0].values()["searching"] <= 0,
             score=lambda states: self.scores(states, x, y),
             key=ops.convert_to_tensor(self._key),
-            reduce=_mean_over_replicas,
+            reduce=mean_over_replicas,
         )
         for masked, part in self._parts:
             masked.state["bits"].assign(ops.cast(best[part], "uint8"))
@@ -224,18 +225,6 @@ def assign_in_replica(variable, value):
         strategy.extended.update(variable, lambda own, new: own.assign(new), args=(value,))
 
     context.merge_call(update, args=(value,))
-
-
-def _mean_over_replicas(costs):
-    """The mean over the replicas of a `tf.distribute` strategy, so that all of them decide alike."""
-    if keras.backend.backend() != "tensorflow":
-        return costs
-    import tensorflow as tf
-
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return costs
-    return context.all_reduce(tf.distribute.ReduceOp.MEAN, costs)
 
 
 def _layer_path(masked):

@@ -6,6 +6,7 @@ import math
 import numpy as np
 from keras import ops
 
+from keras_gibbs.arguments import require_count
 from keras_gibbs.configuration import register
 from keras_gibbs.structure.groups import Structure
 from keras_gibbs.structure.layouts import Layout
@@ -33,12 +34,6 @@ def _from_matrix(x, shape, layout):
 
 def _matrix_shape(shape, layout):
     return tuple(math.prod(shape[axis] for axis in part) for part in _flat_axes(layout))
-
-
-def _require_int(**values):
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"`{name}` must be a positive int. Received: {name}={value!r}.")
 
 
 class _Pieces(Structure):
@@ -95,7 +90,7 @@ class NofM(_Pieces):
     one_contest = False
 
     def __post_init__(self):
-        _require_int(n=self.n, m=self.m)
+        require_count(n=self.n, m=self.m)
         if not self.n < self.m:
             raise ValueError(f"`NofM(n, m)` keeps n of every m, and n must be smaller. Received: n={self.n!r}, m={self.m!r}. 2 of 4 is `NofM(2, 4)`.")
 
@@ -154,7 +149,7 @@ class Block(_Pieces):
     w: int
 
     def __post_init__(self):
-        _require_int(h=self.h, w=self.w)
+        require_count(h=self.h, w=self.w)
 
     def _fits(self, outputs, inputs):
         return inputs % self.h == 0 and outputs % self.w == 0

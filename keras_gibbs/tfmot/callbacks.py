@@ -61,13 +61,17 @@ class GibbsPruningCallback(Annealing, tf_keras.callbacks.Callback):
                 "its masks in the weights. List it after, or call `keras_gibbs.tfmot.fold` on what it saved.",
                 stacklevel=2,
             )
-        self._close(epoch)
+        if self._closed != epoch or not self._is_restored():
+            self._close(epoch)
         super().on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs=None):
         super().on_train_end(logs)
         self._epoch = None
         self._fold()
+
+    def _epoch_after(self, progress):
+        return round(progress * self._horizon)
 
     def _close(self, epoch):
         """Bring the model into the state that `epoch` ends with."""

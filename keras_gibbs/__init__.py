@@ -16,6 +16,7 @@ from keras_gibbs.methods import Fixed as Fixed
 from keras_gibbs.methods import Gibbs as Gibbs
 from keras_gibbs.methods import GumbelSoftmax as GumbelSoftmax
 from keras_gibbs.methods import Magnitude as Magnitude
+from keras_gibbs.methods import Random as Random
 from keras_gibbs.methods import Supermask as Supermask
 from keras_gibbs.model import prune as prune
 from keras_gibbs.model import pruned_layers as pruned_layers

@@ -6,4 +6,5 @@ from keras_gibbs.methods.fixed import Fixed as Fixed
 from keras_gibbs.methods.gibbs import Gibbs as Gibbs
 from keras_gibbs.methods.gumbel import GumbelSoftmax as GumbelSoftmax
 from keras_gibbs.methods.magnitude import Magnitude as Magnitude
+from keras_gibbs.methods.random import Random as Random
 from keras_gibbs.methods.supermask import Supermask as Supermask

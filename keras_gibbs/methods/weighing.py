@@ -42,13 +42,7 @@ class WeighingMethod(ObservesGradients, RankedMethod):
         self.structure.check_sparsity(sparsity)
         if not isinstance(self.criterion, Criterion):
             raise TypeError(f"`criterion` must be an object such as `CurvatureEnergy()`. Received: criterion={self.criterion!r}.")
-        if self.scope not in SCOPES:
-            raise ValueError(f"`scope` must be one of {SCOPES}. Received: scope={self.scope!r}.")
-        if self.scope != "layer" and not self.structure.one_contest:
-            raise ValueError(
-                f"{self.structure.brief()} fixes how many are kept of every few weights, so nothing can be shared out. Received: scope={self.scope!r}. "
-                "Use `scope='layer'`."
-            )
+        check_scope(self.scope, self.structure)
         if not 0.0 <= self.floor <= 1.0 or (self.floor and self.scope != "global"):
             raise ValueError(
                 "`floor`, the least density of a layer as a fraction of that of the network, lies in [0, 1] and goes with `scope='global'`. "
@@ -110,3 +104,13 @@ class WeighingMethod(ObservesGradients, RankedMethod):
         if self.settle is None:
             return find()
         return ops.cond(state["settled"] > 0, lambda: ops.cast(state["settled_mask"], "float32"), find)
+
+
+def check_scope(scope, structure: Structure) -> None:
+    """Raise `ValueError` unless `scope` is one, and one in which groups of `structure` can be shared out."""
+    if scope not in SCOPES:
+        raise ValueError(f"`scope` must be one of {SCOPES}. Received: scope={scope!r}.")
+    if scope != "layer" and not structure.one_contest:
+        raise ValueError(
+            f"{structure.brief()} fixes how many are kept of every few weights, so nothing can be shared out. Received: scope={scope!r}. Use `scope='layer'`."
+        )

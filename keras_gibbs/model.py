@@ -11,8 +11,7 @@ import numpy as np
 from keras_gibbs.frozen import Frozen
 from keras_gibbs.layers import Pruned, check_finite, check_layer, check_method, describe_foreign, pruned_layers
 from keras_gibbs.methods.base import PruningMethod
-from keras_gibbs.methods.traits import DiffersByWeight, LearnsMasks, SearchesModel, method_for, scope_of, trains_weights
-from keras_gibbs.numerics import ranking
+from keras_gibbs.methods.traits import DiffersByWeight, FindsMasks, LearnsMasks, SearchesModel, method_for, scope_of, trains_weights
 from keras_gibbs.numerics.noise import split
 from keras_gibbs.search.checks import check_search
 from keras_gibbs.search.model import SearchedModel
@@ -23,7 +22,7 @@ from keras_gibbs.structure.prunable import Prunable, prunable_weights, rows_of, 
 from keras_gibbs.weights import MaskedWeight
 
 
-def prune(model, method: PruningMethod, *, where=None, seed: int | None = None):
+def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, data=None, loss=None):
     """Wrap the layers of a model, so that `fit` prunes them.
 
     Args:
@@ -33,6 +32,8 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None):
             layer that can be pruned.
         seed: Int, the seed of the masks; each layer's noise is its own. By default one is drawn from Python's `random`, which
             `keras.utils.set_random_seed` fixes.
+        data: For methods that find their masks on data, such as `SNIP`: a tuple of arrays `(x, y)` or a data set of such batches. Others ignore it.
+        loss: The loss those methods take: a Keras loss, its name or a function `(y_true, y_pred)`. By default the one that `model` is compiled with.
 
     Returns:
         A new, uncompiled model of the same architecture with copies of the weights, in which the chosen layers are `Pruned`, under their own names.
@@ -64,6 +65,9 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None):
     check_finite(model)
     chosen = _choose(model, method, where)
     _warn_if_overwritten(model, method, [weight for weights in chosen.values() for weight in weights])
+    finder = method if isinstance(method, FindsMasks) else None
+    if finder is not None:
+        method = finder.find(model, [weight for weights in chosen.values() for weight in weights], data, loss)
     paths = {id(layer): path for path, layer in graph.named_walk(model)}
     positions = {id(layer): position for position, layer in enumerate(graph.leaves(model))}
 
@@ -82,6 +86,8 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None):
         if isinstance(layer, (Frozen, Pruned)):
             layer.freeze()  # once more: `clone` sets the flags of whole models
     distribute(pruned)
+    if finder is not None:
+        finder.finish(list(masked_weights(pruned).values()))
     return SearchedModel.of(pruned) if isinstance(method, SearchesModel) else pruned
 
 
@@ -207,11 +213,9 @@ def distribute(model, layers: list | None = None, progress: float | None = None)
 def _shares(method, weights, sparsity):
     if not weights:
         return []
-    if method.scope == "shape":
-        return allocation.by_shape([masked.weight.shape for masked in weights], [masked.groups for masked in weights], 1.0 - sparsity)
-    scores = [masked.scores() for masked in weights]
-    least = [max(1, int(method.floor * (1.0 - sparsity) * score.size)) if method.floor else 0 for score in scores]
-    return allocation.by_score(scores, ranking.count_kept(sum(map(len, scores)), sparsity), least)
+    scores = None if method.scope == "shape" else [masked.scores() for masked in weights]
+    shapes, groups = [masked.weight.shape for masked in weights], [masked.groups for masked in weights]
+    return allocation.counts(method.scope, sparsity, shapes, groups, scores, method.floor)
 
 
 def strip_pruning(model):

@@ -24,7 +24,7 @@ class WeighingMethod(ObservesGradients, RankedMethod):
         sparsity: Fraction of the groups that is removed, in [0, 1), or a `Schedule` of it.
         structure: `Unstructured()`, `Kernel()` or `Filter()`.
         criterion: What a weight is worth.
-        scope: `"layer"`, `"global"` or `"shape"`.
+        scope: `"layer"`, `"global"`, `"shape"` or `"lamp"`.
         floor: The least density of a layer with `scope="global"`, as a fraction of that of the network.
         settle: The progress of training from which the mask is held as it is, in (0, 1]; None for never.
     """
@@ -43,11 +43,7 @@ class WeighingMethod(ObservesGradients, RankedMethod):
         if not isinstance(self.criterion, Criterion):
             raise TypeError(f"`criterion` must be an object such as `CurvatureEnergy()`. Received: criterion={self.criterion!r}.")
         check_scope(self.scope, self.structure)
-        if not 0.0 <= self.floor <= 1.0 or (self.floor and self.scope != "global"):
-            raise ValueError(
-                "`floor`, the least density of a layer as a fraction of that of the network, lies in [0, 1] and goes with `scope='global'`. "
-                f"Received: floor={self.floor!r}, scope={self.scope!r}."
-            )
+        check_floor(self.floor, self.scope)
         if self.settle is not None and not 0.0 < self.settle <= 1.0:
             raise ValueError(
                 f"`settle` is a fraction of training, in (0, 1]: from there on the mask is held. Received: settle={self.settle!r}. None never holds it."
@@ -113,4 +109,13 @@ def check_scope(scope, structure: Structure) -> None:
     if scope != "layer" and not structure.one_contest:
         raise ValueError(
             f"{structure.brief()} fixes how many are kept of every few weights, so nothing can be shared out. Received: scope={scope!r}. Use `scope='layer'`."
+        )
+
+
+def check_floor(floor, scope) -> None:
+    """Raise `ValueError` unless `floor` is one that goes with the scope."""
+    if not 0.0 <= floor <= 1.0 or (floor and scope != "global"):
+        raise ValueError(
+            "`floor`, the least density of a layer as a fraction of that of the network, lies in [0, 1] and goes with `scope='global'`. "
+            f"Received: floor={floor!r}, scope={scope!r}."
         )

@@ -15,8 +15,7 @@ from keras_gibbs.frozen import Frozen
 from keras_gibbs.holder import Holder, hold, strip_subclassed
 from keras_gibbs.layers import Pruned, check_finite, check_layer, check_method, describe_foreign, pruned_layers
 from keras_gibbs.methods.base import PruningMethod
-from keras_gibbs.methods.traits import DiffersByWeight, LearnsMasks, SearchesModel, method_for, scope_of, trains_weights
-from keras_gibbs.numerics import ranking
+from keras_gibbs.methods.traits import DiffersByWeight, FindsMasks, LearnsMasks, SearchesModel, method_for, scope_of, trains_weights
 from keras_gibbs.numerics.noise import split
 from keras_gibbs.search.checks import check_search
 from keras_gibbs.search.model import SearchedModel
@@ -28,7 +27,7 @@ from keras_gibbs.structure.trace import trace
 from keras_gibbs.weights import MaskedWeight
 
 
-def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, data=None):
+def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, data=None, loss=None):
     """Wrap the layers of a model, so that `fit` prunes them.
 
     Args:
@@ -40,7 +39,10 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
             owns a weight to bool. By default every weight that can be pruned.
         seed: Int, the seed of the masks; each weight's noise is its own. By default one is drawn from Python's `random`, which
             `keras.utils.set_random_seed` fixes.
-        data: A batch `x`, or `(x, y)`, that tells the dtypes of the inputs of a subclassed model; float32 by default.
+        data: For methods that find their masks on data, such as `SNIP`: a tuple of arrays `(x, y)` or a data set of such batches. For a subclassed model a
+            batch `x`, or `(x, y)`, that tells the dtypes of its inputs, which are float32 by default. Others ignore it.
+        loss: The loss that methods take which find their masks on data: a Keras loss, its name or a function `(y_true, y_pred)`. By default the one that
+            `model` is compiled with.
 
     Returns:
         A new, uncompiled model of the same architecture with copies of the weights and of what else its layers have learned, in which the chosen layers are
@@ -74,6 +76,9 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
     check_finite(model)
     chosen = _choose(model, method, where)
     _warn_if_overwritten(model, method, [weight for weights in chosen.values() for weight in weights])
+    finder = method if isinstance(method, FindsMasks) else None
+    if finder is not None:
+        method = finder.find(model, [weight for weights in chosen.values() for weight in weights], data, loss)
     if graph.has_graph(model):
         pruned, _ = clone(model, _wrapper_of(model, method, chosen, seed))
     else:
@@ -87,6 +92,8 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
     distribute(pruned)
     if where is None:
         _warn_if_mostly_dense(model, chosen)
+    if finder is not None:
+        finder.finish([masked for layer in pruned_layers(pruned) for masked in layer.masked_weights])
     return SearchedModel.of(pruned) if isinstance(method, SearchesModel) else pruned
 
 
@@ -256,11 +263,9 @@ def distribute(model, layers: list | None = None, progress: float | None = None)
 def _shares(method, weights, sparsity):
     if not weights:
         return []
-    if method.scope == "shape":
-        return allocation.by_shape([masked.weight.shape for masked in weights], [masked.groups for masked in weights], 1.0 - sparsity)
-    scores = [masked.scores() for masked in weights]
-    least = [max(1, int(method.floor * (1.0 - sparsity) * score.size)) if method.floor else 0 for score in scores]
-    return allocation.by_score(scores, ranking.count_kept(sum(map(len, scores)), sparsity), least)
+    scores = None if method.scope == "shape" else [masked.scores() for masked in weights]
+    shapes, groups = [masked.weight.shape for masked in weights], [masked.groups for masked in weights]
+    return allocation.counts(method.scope, sparsity, shapes, groups, scores, method.floor)
 
 
 def strip_pruning(model):

@@ -16,12 +16,14 @@ class Spec:
         dtype: Its dtype.
         trainable: Whether the optimizer trains it.
         overwritten: Whether the step of training gives its new value where a gradient would be (Keras: `overwrite_with_gradient`).
+        seeded: Whether its first value is the seed of the weight's noise, as the int32 halves that `Uniform` takes, instead of `value`.
     """
 
     value: Any
     dtype: str = "float32"
     trainable: bool = False
     overwritten: bool = False
+    seeded: bool = False
 
 
 def add_variable(owner, name: str, value, dtype: str = "float32", **options):

@@ -173,7 +173,10 @@ class MaskedWeight:
         self.weight, self.method = weight, method
         self.masks = Masks(method, weight.shape, weight.layout)
         self.key = add_variable("key", halves(seed), "int32", False, False)  # saved, so that a resumed run needs no seed
-        self.state = {name: add_variable(name, spec.value, spec.dtype, spec.trainable, spec.overwritten) for name, spec in self.specs().items()}
+        self.state = {
+            name: add_variable(name, halves(seed) if spec.seeded else spec.value, spec.dtype, spec.trainable, spec.overwritten)
+            for name, spec in self.specs().items()
+        }
 
     def specs(self) -> dict[str, Spec]:
         """The state that is stored with this weight, by name."""

@@ -55,6 +55,7 @@ METHODS = {
     "edge-popup": MethodCase(lambda: kg.EdgePopup(0.5, train_weights=True), ranked=False),
     "edropout": MethodCase(lambda: kg.EDropout(4), ranked=False),
     "fixed": MethodCase(lambda: kg.Fixed(), ranked=False),
+    "random": MethodCase(lambda: kg.Random(0.5), ranked=False),
 }
 
 STRUCTURES = {"unstructured": kg.Unstructured(), "kernel": kg.Kernel(), "filter": kg.Filter()}

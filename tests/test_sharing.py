@@ -49,3 +49,12 @@ def test_a_layer_that_would_keep_more_than_all_keeps_all_and_the_others_share_th
 
 def test_counts_of_groups_follow_the_densities_of_weights():
     assert sharing.by_shape([(3, 3, 8, 10), (3, 3, 8, 10)], [10, 720], 0.5) == [5, 360]
+
+
+def test_lamp_divides_by_all_that_is_larger():
+    np.testing.assert_allclose(sharing.lamp(np.array([1.0, 9.0, 4.0])), [1 / 14, 1.0, 4 / 13])
+    # Scores of the second layer are far smaller: `global` would take all of it.
+    scores = [np.array([1.0, 9.0, 4.0, 2.0]), np.array([1e-6, 2e-6, 3e-6])]
+    shapes, groups = [(2, 2), (1, 3)], [4, 3]
+    assert sharing.counts("global", 3 / 7, shapes, groups, scores) == [4, 0]
+    assert sharing.counts("lamp", 3 / 7, shapes, groups, scores) == [2, 2]  # 1, 4/13, 2/15, 1/16 and 1, 2/5, 1/6: the two largest of each

@@ -96,6 +96,21 @@ class SearchesModel:
     """Masks that are found by a search which sees the batch and the whole model: `prune` returns a model of a class of its own."""
 
 
+class FindsMasks:
+    """Masks that are found before training, from the whole model and perhaps data: `prune` gives every weight a `Fixed` mask in place of the method."""
+
+    def find(self, model, weights: list, data, loss):
+        """The `Fixed` method with the masks of `weights`, a list of `Prunable` of `model`; nothing is changed.
+
+        Raises:
+            ValueError: Where the data or the loss is missing, does not fit, or is not finite.
+        """
+        raise NotImplementedError
+
+    def finish(self, masked: list) -> None:
+        """Change what the method changes beside the masks, in the pruned copy; `masked` is the list of its `MaskedWeight`."""
+
+
 class DiffersByWeight:
     """A method that is another one for every weight."""
 

@@ -25,7 +25,7 @@ class WeighingMethod(ObservesGradients, ChecksTraining, RankedMethod):
         sparsity: Fraction of the groups that is removed, in [0, 1), or a `Schedule` of it.
         structure: `Unstructured()`, `Kernel()` or `Filter()`.
         criterion: What a weight is worth.
-        scope: `"layer"`, `"global"` or `"shape"`.
+        scope: `"layer"`, `"global"`, `"shape"` or `"lamp"`.
         floor: The least density of a layer with `scope="global"`, as a fraction of that of the network.
         settle: The progress of training from which the mask is held as it is, in (0, 1]; None for never.
     """
@@ -43,21 +43,10 @@ class WeighingMethod(ObservesGradients, ChecksTraining, RankedMethod):
         self.structure.check_sparsity(sparsity)
         if not isinstance(self.criterion, Criterion):
             raise TypeError(f"`criterion` must be an object such as `CurvatureEnergy()`. Received: criterion={self.criterion!r}.")
-        if not isinstance(self.scope, str) or self.scope not in SCOPES:
-            raise ValueError(f"`scope` must be one of {SCOPES}. Received: scope={self.scope!r}.")
-        if self.scope != "layer" and not self.structure.one_contest:
-            raise ValueError(
-                f"{self.structure.brief()} fixes how many are kept of every few weights, so nothing can be shared out. Received: scope={self.scope!r}. "
-                "Use `scope='layer'`."
-            )
-        require_number(floor=self.floor)
+        check_scope(self.scope, self.structure)
+        check_floor(self.floor, self.scope)
         if self.settle is not None:
             require_number(settle=self.settle)
-        if not 0.0 <= self.floor <= 1.0 or (self.floor and self.scope != "global"):
-            raise ValueError(
-                "`floor`, the least density of a layer as a fraction of that of the network, lies in [0, 1] and goes with `scope='global'`. "
-                f"Received: floor={self.floor!r}, scope={self.scope!r}."
-            )
         if self.settle is not None and not 0.0 < self.settle <= 1.0:
             raise ValueError(
                 f"`settle` is a fraction of training, in (0, 1]: from there on the mask is held. Received: settle={self.settle!r}. None never holds it."
@@ -121,3 +110,23 @@ class WeighingMethod(ObservesGradients, ChecksTraining, RankedMethod):
         if self.settle is None:
             return find()
         return ops.cond(state["settled"] > 0, lambda: ops.cast(state["settled_mask"], "float32"), find)
+
+
+def check_scope(scope, structure: Structure) -> None:
+    """Raise `ValueError` unless `scope` is one, and one in which groups of `structure` can be shared out."""
+    if not isinstance(scope, str) or scope not in SCOPES:
+        raise ValueError(f"`scope` must be one of {SCOPES}. Received: scope={scope!r}.")
+    if scope != "layer" and not structure.one_contest:
+        raise ValueError(
+            f"{structure.brief()} fixes how many are kept of every few weights, so nothing can be shared out. Received: scope={scope!r}. Use `scope='layer'`."
+        )
+
+
+def check_floor(floor, scope) -> None:
+    """Raise `ValueError` unless `floor` is one that goes with the scope."""
+    require_number(floor=floor)
+    if not 0.0 <= floor <= 1.0 or (floor and scope != "global"):
+        raise ValueError(
+            "`floor`, the least density of a layer as a fraction of that of the network, lies in [0, 1] and goes with `scope='global'`. "
+            f"Received: floor={floor!r}, scope={scope!r}."
+        )

@@ -4,7 +4,45 @@ import math
 
 import numpy as np
 
-SCOPES = ("layer", "global", "shape")
+from keras_gibbs.numerics.ranking import count_kept
+
+SCOPES = ("layer", "global", "shape", "lamp")
+
+
+def counts(
+    scope: str, sparsity: float, shapes: list[tuple[int, ...]], groups: list[int], scores: list[np.ndarray] | None = None, floor: float = 0.0
+) -> list[int]:
+    """How many groups every layer keeps at a `sparsity` of the network.
+
+    Args:
+        scope: `"layer"`, `"shape"`, `"global"` or `"lamp"`.
+        sparsity: The fraction that is removed, in [0, 1).
+        shapes: One kernel shape a layer.
+        groups: How many groups each layer has.
+        scores: What `"global"` and `"lamp"` compare, one array `(groups,)` a layer.
+        floor: With `"global"`, the least density of a layer as a fraction of that of the network.
+    """
+    if scope == "layer":
+        return [count_kept(count, sparsity) for count in groups]
+    if scope == "shape":
+        return by_shape(shapes, groups, 1.0 - sparsity)
+    scores = [lamp(score) for score in scores] if scope == "lamp" else scores
+    least = [max(1, int(floor * (1.0 - sparsity) * count)) if floor else 0 for count in groups]
+    return by_score(scores, count_kept(sum(groups), sparsity), least)
+
+
+def lamp(scores: np.ndarray) -> np.ndarray:
+    """Every score divided by the sum of itself and all that are larger in its layer, in float64: layer-adaptive magnitudes, of squared weights.
+
+    The largest score of every layer becomes 1, so that none loses all before every layer is down to one; of equal scores the first counts as the larger.
+
+    Reference: Lee et al. 2021, Layer-adaptive sparsity for the magnitude-based pruning, https://arxiv.org/abs/2010.07611, equation 1 (not checked).
+    """
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order].astype("float64")
+    shares = np.empty(len(scores))
+    shares[order] = ranked / np.maximum(np.cumsum(ranked), np.finfo("float64").tiny)
+    return shares
 
 
 def by_score(scores: list[np.ndarray], kept: int, least: list[int] | None = None) -> list[int]:

@@ -48,7 +48,7 @@ def hold(model: keras.Model, wrap, data=None) -> Holder:
         raise ValueError(
             f"The subclassed model {type(model).__name__!r} has a {own[0]!r} of its own, which a functional model around it would not run. {CONSTRUCTOR_FORM}"
         )
-    copy, call = plain_copy(model, data)
+    copy, call = plain_copy(model, CONSTRUCTOR_FORM, data)
     wrapper = wrap(copy)
     inputs, args, kwargs = inputs_for(call)
     holder = Holder(inputs, wrapper(*args, **kwargs), name=model.name)
@@ -57,14 +57,14 @@ def hold(model: keras.Model, wrap, data=None) -> Holder:
     return holder
 
 
-def plain_copy(model, data=None):
-    """A copy of a subclassed model from its configuration, not built, and the call that builds it."""
+def plain_copy(model, way_out: str, data=None):
+    """A copy of a subclassed model from its configuration, not built, and the call that builds it; an error names the `way_out`."""
     try:
         copy = from_config(model)
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
             f"The subclassed model {type(model).__name__!r} cannot be copied from its configuration: {error} Give it a `get_config` that returns the arguments "
-            f"of its constructor. {CONSTRUCTOR_FORM}"
+            f"of its constructor. {way_out}"
         ) from error
     call = call_of(model, _dtypes(data))
     if call is None:
@@ -79,7 +79,7 @@ def strip_subclassed(model):
     if holder:
         copy, call = from_config(inner), holder.held.call_specs
     else:
-        copy, call = plain_copy(inner)
+        copy, call = plain_copy(inner, WITHOUT_WRAPPERS)
     build_for(copy, call)
     transfer(inner, copy)
     carry_attributes(inner, copy)
@@ -89,6 +89,11 @@ def strip_subclassed(model):
 CONSTRUCTOR_FORM = (
     "Wrap its layers where its constructor makes them:\n\n    self.dense = keras_gibbs.Pruned(keras.layers.Dense(128), keras_gibbs.Gibbs(sparsity=0.9))\n\n"
     "or prune the parts that it is made of: `GAN(keras_gibbs.prune(discriminator, method), generator)`."
+)
+
+
+WITHOUT_WRAPPERS = (
+    "Or build the model once more without the wrappers, and give each layer the weights of `keras_gibbs.strip_pruning(wrapped_layer)`."
 )
 
 

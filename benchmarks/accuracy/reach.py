@@ -50,9 +50,9 @@ def measure(family):
 
     keras.utils.set_random_seed(SEED)
     model = getattr(keras.applications, family)(weights=None, input_shape=(SIDES[family],) * 2 + (3,), classes=10)
-    x = np.random.default_rng(SEED).uniform(0, 255, (4, SIDES[family], SIDES[family], 3)).astype("float32")
+    x = np.random.default_rng(SEED).uniform(0, 1, (4, SIDES[family], SIDES[family], 3)).astype("float32")
     pruned = kg.prune(model, kg.Gibbs(SPARSITY), seed=SEED)
-    pruned.compile("sgd", "sparse_categorical_crossentropy")
+    pruned.compile(keras.optimizers.SGD(1e-4), "sparse_categorical_crossentropy")
     pruned.fit(x, np.arange(4), batch_size=2, epochs=1, verbose=0, callbacks=[kg.GibbsPruningCallback("batch")])
     rows = [row for row in kg.summary(pruned).rows if row["method"]]
     exact = all(row["kept"] == max(1, row["weights"] - math.floor(SPARSITY * row["weights"] + 0.5)) for row in rows)

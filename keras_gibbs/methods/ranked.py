@@ -36,7 +36,7 @@ class RankedMethod(FollowsWeights, SharesCounts, PruningMethod):
             if self.tracks(shape):
                 state |= {"cut_key": Spec(0, "int32"), "cut_index": Spec(-1, "int32")}
             else:
-                state |= {"decision": Spec(np.ones((1, 1, *shape[2:])), "uint8")}
+                state |= {"decision": Spec(np.ones((1, 1, *shape[2:])), "bool")}
         return state
 
     def tracks(self, shape: tuple[int, int, int, int]) -> bool:
@@ -80,7 +80,7 @@ class RankedMethod(FollowsWeights, SharesCounts, PruningMethod):
         if "cut_key" in state:
             key, index = ranking.cut(keys, state["kept"], guess=state["cut_key"])
             return {"cut_key": key, "cut_index": index}
-        return {"decision": ops.cast(ranking.top(keys, state["kept"]), "uint8")}
+        return {"decision": ops.cast(ranking.top(keys, state["kept"]), "bool")}
 
     def mode(self, weight, state):
         if "cut_key" in state:

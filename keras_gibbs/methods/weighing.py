@@ -66,7 +66,7 @@ class WeighingMethod(ObservesGradients, ChecksTraining, RankedMethod):
     def state(self, shape):
         state = super().state(shape) | self.criterion.state(shape)
         if self.settle is not None:
-            state |= {"settled_mask": Spec(np.zeros((1, 1, *shape[2:])), "uint8"), "settled": Spec(0, "uint8")}
+            state |= {"settled_mask": Spec(np.zeros((1, 1, *shape[2:])), "bool"), "settled": Spec(0, "int32")}
         return state
 
     @property
@@ -114,7 +114,7 @@ class WeighingMethod(ObservesGradients, ChecksTraining, RankedMethod):
         if not int(ops.convert_to_numpy(state["settled"])):
             state = {**state, **updates}
             mask = self.top(weight, state | self.decide(weight, state))
-            updates |= {"settled_mask": ops.cast(mask, "uint8"), "settled": 1}
+            updates |= {"settled_mask": ops.cast(mask, "bool"), "settled": 1}
         return updates
 
     def _unless_settled(self, state, find):

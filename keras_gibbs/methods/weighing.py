@@ -1,6 +1,7 @@
 """What the methods share that look at the weights to decide what stays."""
 
 import dataclasses
+import math
 
 import numpy as np
 from keras import ops
@@ -9,6 +10,7 @@ from keras_gibbs.arguments import require_number
 from keras_gibbs.methods.base import check_sparsity, check_structure
 from keras_gibbs.methods.ranked import RankedMethod, mean_over_groups
 from keras_gibbs.methods.traits import ChecksTraining, ObservesGradients
+from keras_gibbs.numerics.ranking import to_scale
 from keras_gibbs.schedules import Schedule
 from keras_gibbs.scores.criteria import Criterion, SquaredWeight
 from keras_gibbs.specs import Spec
@@ -89,6 +91,11 @@ class WeighingMethod(ObservesGradients, ChecksTraining, RankedMethod):
 
     def scores(self, weight, state):
         return mean_over_groups(self.worth(weight, state), state)
+
+    def order(self, weight, state):
+        if math.prod(weight.shape[:2]) == 1:
+            return self.criterion.order(weight, state)
+        return mean_over_groups(self.worth(to_scale(weight), state), state) if self.criterion.squares else self.scores(weight, state)
 
     def sample(self, weight, state, uniform):
         return self._unless_settled(state, lambda: self.draw(weight, state, uniform))

@@ -12,7 +12,7 @@ from keras_gibbs.configuration import register
 from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.methods.traits import LearnsMasks, trains_weights
 from keras_gibbs.numerics.noise import split
-from keras_gibbs.specs import add_variable
+from keras_gibbs.specs import add_variable, signed
 from keras_gibbs.structure.building import build_by_shape, build_for, is_built, specs_of
 from keras_gibbs.structure.copying import Plain
 from keras_gibbs.structure.graph import children, walk
@@ -143,7 +143,7 @@ class Pruned(Wrapping, keras.layers.Wrapper):
         ]
         self._progress = add_variable(self, "progress", NEVER, **_STILL)
         self._draws = add_variable(self, "draws", 0, "int32", **_STILL)  # how many masks were drawn
-        self._moved = add_variable(self, "moved", 1, "uint8", **_STILL)  # 1 once weights or counts have changed since `decide`
+        self._moved = add_variable(self, "moved", 1, "int32", **_STILL)  # 1 once weights or counts have changed since `decide`
         if not unbuilt:
             self.prepare()
         self.freeze()
@@ -219,7 +219,7 @@ class Pruned(Wrapping, keras.layers.Wrapper):
             masked = [(masked.variable, masked.train(draw)) for masked in self.masked_weights]
         else:
             masked = [(masked.variable, masked.infer(self._moved.value)) for masked in self.masked_weights]
-        self._moved.assign(ops.cast(bool(training), "uint8"))
+        self._moved.assign(int(bool(training)))
         for penalty in self.penalties() if training else ():
             self.add_loss(penalty)
         outputs, losses, assigned = self._run(masked, args, kwargs)
@@ -308,9 +308,7 @@ class Pruned(Wrapping, keras.layers.Wrapper):
         others = [name for name in specs if name not in trained and name != "decision"]
         variables = [masked.state[name] for name in trained + others] + [self._progress, masked.key, self._draws, self._moved]
         for index, variable in enumerate(variables):
-            value = np.array(store[str(index)])
-            value = value.view("int32") if value.dtype == "uint32" else value
-            variable.assign(value.reshape(tuple(variable.shape)))
+            variable.assign(signed(store[str(index)]).reshape(tuple(variable.shape)))
 
 
 _STILL = {"trainable": False, "autocast": False, "aggregation": "only_first_replica"}  # replicas draw the same masks, so the rest of their state agrees

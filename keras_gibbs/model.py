@@ -295,6 +295,7 @@ def strip_pruning(model):
             "midst of training, restored. Its masks are those of that moment. Pass the callback to `fit`; with a scheduled sparsity, restore later weights.",
             stacklevel=2,
         )
+    _warn_of_nan(model)
     if not isinstance(model, keras.Model):
         return _strip_layer(model)
     if isinstance(model, Holder) or not graph.has_graph(model):
@@ -312,6 +313,17 @@ def strip_pruning(model):
         if isinstance(layer, keras.layers.Layer):
             _write_masks(layer, copy, masked)
     return plain
+
+
+def _warn_of_nan(model):
+    weights = [masked for layer in pruned_layers(model) if layer.built for masked in layer.masked_weights]
+    broken = [masked.path for masked in weights if not np.isfinite(keras.ops.convert_to_numpy(masked.variable)).all()]
+    if broken:
+        warnings.warn(
+            f"Weights {broken} hold NaN or infinite values: training has diverged, and which of them stay says nothing. Their masks keep as many as the "
+            "method says. Go back to an earlier checkpoint, and train with a smaller learning rate or `clipnorm`.",
+            stacklevel=3,
+        )
 
 
 def _masked_by_variable(layer):

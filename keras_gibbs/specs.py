@@ -11,6 +11,8 @@ from keras import ops
 class Spec:
     """One state variable of a wrapper.
 
+    Masks are bool and other whole numbers int32: dtypes that every strategy can hand round, as uint8 and uint32 are not.
+
     Attributes:
         value: Its first value, which also gives the shape.
         dtype: Its dtype.
@@ -24,6 +26,19 @@ class Spec:
     trainable: bool = False
     overwritten: bool = False
     seeded: bool = False
+
+
+def read(store) -> dict[str, np.ndarray]:
+    """The values of a file by name, in the dtypes of today: files of version 0.1 hold masks and marks as uint8, and the state of the noise as uint32."""
+    return {name: signed(store[name]) for name in store.keys()}
+
+
+def signed(value) -> np.ndarray:
+    """A value as an array without unsigned numbers: the bits of uint32 are those of int32, and uint8 is bool, or int32 where it is a scalar."""
+    value = np.array(value)
+    if value.dtype == "uint8":
+        return value.astype("bool" if value.ndim else "int32")
+    return value.view("int32") if value.dtype == "uint32" else value
 
 
 def add_variable(owner, name: str, value, dtype: str = "float32", **options):

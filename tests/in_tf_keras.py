@@ -551,7 +551,7 @@ def test_a_search_goes_on_after_loading(suffix, tmp_path):
 
 def test_a_search_ends_where_all_states_agree_and_can_begin_again():
     pruned = compiled(kg_tfmot.prune(mlp(), kg.EDropout(4)))
-    pruned._search_state["population"].assign(np.ones_like(pruned.population, "uint8"))
+    pruned._search_state["population"].assign(np.ones_like(pruned.population))
     assert fit(pruned, GibbsPruningCallback(), x=FLAT, epochs=1)["converged"] == [1.0] and zeros(sparse.strip_pruning(pruned)) == [0, 0]
     assert int(pruned._search_state["generation"]) == 1
     fit(pruned, GibbsPruningCallback(restart=True), x=FLAT, epochs=1)

@@ -129,7 +129,7 @@ class EDropout(SearchesModel, RemovesUnits, ChecksTraining, PruningMethod):
         return {"searching": Linear(1.0, 0.0, begin=self.search, end=self.search)}
 
     def state(self, shape):
-        return super().state(shape) | {"bits": Spec(np.ones(shape[2]), "uint8")}
+        return super().state(shape) | {"bits": Spec(np.ones(shape[2]), "bool")}
 
     def unit_mask(self, state):
         return ops.cast(state["bits"], "float32")

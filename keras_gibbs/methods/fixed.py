@@ -72,7 +72,7 @@ class Fixed(DiffersByWeight, PruningMethod):
 
     def state(self, shape):
         mask = np.ones(shape) if self.mask is None else np.reshape(self.mask, shape)
-        return {"given_mask": Spec(mask.astype("uint8"), "uint8")}
+        return {"given_mask": Spec(mask.astype("bool"), "bool")}
 
     def mode(self, weight, state):
         return ops.cast(state["given_mask"], "float32")

@@ -141,8 +141,8 @@ class Gibbs(WeighingMethod):
         if exact or "cut_key" not in state:
             find = ranking.quantile if self.structure.one_contest else ranking.quantile_in_contests
             return {"threshold": find(self.scores(weight, state), state["quantile_rank"], state["quantile_offset"])}
-        key = self.track(weight, state, state["quantile_rank"], ranking.to_key(state["threshold"]))
-        return {"threshold": ranking.from_key(key), "cut_key": key}  # near the cut too: inference starts its search there
+        key = self.track(lambda: self.keys_of(self.scores(weight, state)), weight.shape[2], state, state["quantile_rank"], ranking.to_key(state["threshold"]))
+        return {"threshold": ranking.from_key(key)}
 
     def field(self, weight, state):
         """b, per spin: positive where the weight should go."""

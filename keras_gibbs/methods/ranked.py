@@ -1,7 +1,7 @@
 """Methods whose deterministic mask keeps exactly the groups of the highest scores."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from keras import ops
@@ -36,7 +36,7 @@ class RankedMethod(FollowsWeights, SharesCounts, PruningMethod):
             if self.tracks(shape):
                 state |= {"cut_key": Spec(0, "int32"), "cut_index": Spec(-1, "int32")}
             else:
-                state |= {"decision": Spec(np.ones((1, 1, *shape[2:])), "uint8")}
+                state |= {"decision": Spec(np.ones((1, 1, *shape[2:])), "bool")}
         return state
 
     def tracks(self, shape: tuple[int, int, int, int]) -> bool:
@@ -54,33 +54,38 @@ class RankedMethod(FollowsWeights, SharesCounts, PruningMethod):
 
     def keys(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """The scores as int32 keys of the same order; what the structure has filled in ranks last."""
-        keys = self.keys_of(self.scores(weight, state))
+        keys = self.keys_of(self.order(weight, state))
         if "filled" in state:
             keys = ops.where(ops.any(state["filled"], axis=(0, 1), keepdims=True), keys, ranking.LOWEST)
         return keys
+
+    def order(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """What ranks the groups of one weight: like the scores, or other numbers of the same order where those leave the range of float32."""
+        return self.scores(weight, state)
 
     def keys_of(self, scores: Tensor) -> Tensor:
         """Scores as keys: the bits themselves, where no score is negative."""
         return ops.view(ops.cast(scores, "float32"), dtype="int32")
 
-    def track(self, weight: Tensor, state: Mapping[str, Tensor], below: Tensor, guess: Tensor) -> Tensor:
-        """A key that has `below` keys of the scores under it, to within 0.001 of the weights, found from the last step's."""
-        tolerance = ops.minimum(int(TRACKED_TOLERANCE * weight.shape[2]), state["kept"] // 20)  # where few are kept, to a twentieth of them
-        return ranking.track(lambda: self.keys(weight, state), below, guess, tolerance)
+    def track(self, keys: Callable[[], Tensor], groups: int, state: Mapping[str, Tensor], below: Tensor, guess: Tensor) -> Tensor:
+        """A key that has `below` of the `keys` of so many groups under it, to within 0.001 of them, found from the last step's."""
+        tolerance = ops.minimum(int(TRACKED_TOLERANCE * groups), state["kept"] // 20)  # where few are kept, to a twentieth of them
+        return ranking.track(keys, below, guess, tolerance)
 
     def follow_cut(self, weight: Tensor, state: Mapping[str, Tensor], exact: bool) -> dict[str, Tensor]:
         """`follow` for a method that samples nothing but the top groups: the cut, from the last step's where one is stored."""
         if exact or "cut_key" not in state:
             return self.decide(weight, state)
         groups = weight.shape[2]
-        return {"cut_key": self.track(weight, state, groups - state["kept"], state["cut_key"]), "cut_index": groups - 1}
+        key = self.track(lambda: self.keys(weight, state), groups, state, groups - state["kept"], state["cut_key"])
+        return {"cut_key": key, "cut_index": groups - 1}
 
     def decide(self, weight, state):
         keys = self.keys(weight, state)
         if "cut_key" in state:
             key, index = ranking.cut(keys, state["kept"], guess=state["cut_key"])
             return {"cut_key": key, "cut_index": index}
-        return {"decision": ops.cast(ranking.top(keys, state["kept"]), "uint8")}
+        return {"decision": ops.cast(ranking.top(keys, state["kept"]), "bool")}
 
     def mode(self, weight, state):
         if "cut_key" in state:

@@ -1,6 +1,7 @@
 """What the methods share that look at the weights to decide what stays."""
 
 import dataclasses
+import math
 
 import numpy as np
 from keras import ops
@@ -9,6 +10,7 @@ from keras_gibbs.arguments import require_number
 from keras_gibbs.methods.base import check_sparsity, check_structure
 from keras_gibbs.methods.ranked import RankedMethod, mean_over_groups
 from keras_gibbs.methods.traits import ChecksTraining, ObservesGradients
+from keras_gibbs.numerics.ranking import to_scale
 from keras_gibbs.schedules import Schedule
 from keras_gibbs.scores.criteria import Criterion, SquaredWeight
 from keras_gibbs.specs import Spec
@@ -55,7 +57,7 @@ class WeighingMethod(ObservesGradients, ChecksTraining, RankedMethod):
     def state(self, shape):
         state = super().state(shape) | self.criterion.state(shape)
         if self.settle is not None:
-            state |= {"settled_mask": Spec(np.zeros((1, 1, *shape[2:])), "uint8"), "settled": Spec(0, "uint8")}
+            state |= {"settled_mask": Spec(np.zeros((1, 1, *shape[2:])), "bool"), "settled": Spec(0, "int32")}
         return state
 
     @property
@@ -78,6 +80,11 @@ class WeighingMethod(ObservesGradients, ChecksTraining, RankedMethod):
 
     def scores(self, weight, state):
         return mean_over_groups(self.worth(weight, state), state)
+
+    def order(self, weight, state):
+        if math.prod(weight.shape[:2]) == 1:
+            return self.criterion.order(weight, state)
+        return mean_over_groups(self.worth(to_scale(weight), state), state) if self.criterion.squares else self.scores(weight, state)
 
     def sample(self, weight, state, uniform):
         return self._unless_settled(state, lambda: self.draw(weight, state, uniform))
@@ -103,7 +110,7 @@ class WeighingMethod(ObservesGradients, ChecksTraining, RankedMethod):
         if not int(ops.convert_to_numpy(state["settled"])):
             state = {**state, **updates}
             mask = self.top(weight, state | self.decide(weight, state))
-            updates |= {"settled_mask": ops.cast(mask, "uint8"), "settled": 1}
+            updates |= {"settled_mask": ops.cast(mask, "bool"), "settled": 1}
         return updates
 
     def _unless_settled(self, state, find):

@@ -43,6 +43,14 @@ def from_key(key: Tensor) -> Tensor:
     return ops.view(ops.where(key < 0, _int(LOWEST) - key, key), dtype="float32")
 
 
+def to_scale(values: Tensor) -> Tensor:
+    """`values` divided by a power of two, so that the largest finite one lies in [1, 2); every other bit stays as it is."""
+    largest = ops.max(ops.where(ops.isfinite(values), ops.absolute(values), 0.0))
+    exponent = ops.bitwise_and(ops.view(largest, dtype="int32"), _int(0xFF << 23))
+    inverse = ops.clip(_int(254 << 23) - exponent, 1 << 23, 253 << 23)  # the bits of 2^-e, of a normal number
+    return values * ops.view(inverse, dtype="float32")
+
+
 def _int(value):
     return ops.convert_to_tensor(np.int32(value))
 

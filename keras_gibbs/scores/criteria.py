@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+from keras import ops
 
 from keras_gibbs.arguments import require_number
 from keras_gibbs.configuration import Configuration, register
@@ -25,11 +26,22 @@ TINY = 1e-20  # far below any squared gradient: where none was seen yet, weights
 
 
 class Criterion(Configuration):
-    """Base of the criteria; a subclass is a frozen dataclass of its constants."""
+    """Base of the criteria; a subclass is a frozen dataclass of its constants.
+
+    Attributes:
+        squares: True where a weight twice as large is worth four times as much: then groups of several weights are ranked at a scale at which squares do not
+            leave the range of float32.
+    """
+
+    squares = False
 
     def worth(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """What every weight is worth: float32, not negative, in the shape of `weight`."""
         raise NotImplementedError
+
+    def order(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """What ranks single weights: numbers of the same order as `worth`, not negative, which may have a wider range."""
+        return self.worth(weight, state)
 
     def state(self, shape: tuple[int, int, int, int]) -> dict[str, Spec]:
         """State variables that follow the gradients, for a weight of arranged `shape`; every one with `overwritten=True`."""
@@ -50,8 +62,13 @@ class SquaredWeight(Criterion):
     >>> kg.Gibbs(0.9, criterion=kg.SquaredWeight())
     """
 
+    squares = True
+
     def worth(self, weight, state):
         return weight * weight
+
+    def order(self, weight, state):
+        return ops.absolute(weight)  # whose squares may underflow, or overflow
 
 
 @register
@@ -81,6 +98,8 @@ class CurvatureEnergy(Criterion):
     """
 
     decay: float = 0.998
+
+    squares = True
 
     def __post_init__(self):
         require_number(decay=self.decay)

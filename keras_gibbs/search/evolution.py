@@ -92,11 +92,11 @@ def start(method, sizes: list[int], seed) -> dict[str, tuple[np.ndarray, str]]:
         for state in np.flatnonzero(~layer.any(axis=1)):
             layer[state, rng.integers(layer.shape[1])] = True
     return {
-        "population": (first, "uint8"),
+        "population": (first, "bool"),
         "energies": (np.full(method.population, np.inf), "float32"),
-        "generation": (0, "uint32"),
+        "generation": (0, "int32"),
         "unchanged": (0, "int32"),
-        "converged": (0, "uint8"),
+        "converged": (0, "int32"),
     }
 
 
@@ -117,7 +117,7 @@ def advance(
         applied: Bool tensor `(D,)`, the state in force.
         over: Scalar bool, whether the time of the search has run out.
         score: From states, bool `(N, D)`, to their energies on this batch, float32 `(N,)`. Not called once the search has ended.
-        key: Key of the noise, uint32 `(2,)`.
+        key: Key of the noise, int32 or uint32 `(2,)`.
         reduce: Applied to the energies, outside of any branch: the mean over replicas.
 
     Returns:
@@ -126,7 +126,7 @@ def advance(
     old, stored, size = ops.cast(state["population"], "bool"), state["energies"], method.population
     ended = ops.logical_or(state["converged"] > 0, over)
     candidates = propose(old, method.rule, method.mutation_rate, method.crossover, Uniform(key, state["generation"]))
-    candidates = ops.where(ops.equal(ops.cast(state["generation"], "int32"), 0), old, candidates)  # the first population is scored before it evolves
+    candidates = ops.where(ops.equal(state["generation"], 0), old, candidates)  # the first population is scored before it evolves
     states = ops.concatenate([candidates, old]) if method.reevaluate_parents else candidates
     costs = reduce(ops.cond(ended, lambda: ops.full(states.shape[:1], math.inf), lambda: score(states)))  # infinite ones are never accepted
     if method.reevaluate_parents:
@@ -138,10 +138,10 @@ def advance(
     if method.patience is not None:
         converged = ops.logical_or(converged, unchanged >= method.patience)
     new = {
-        "population": ops.cast(population, "uint8"),
+        "population": ops.cast(population, "bool"),
         "energies": energies,
-        "generation": ops.where(ended, state["generation"], state["generation"] + ops.ones((), "uint32")),
+        "generation": ops.where(ended, state["generation"], state["generation"] + 1),
         "unchanged": unchanged,
-        "converged": ops.cast(converged, "uint8"),
+        "converged": ops.cast(converged, "int32"),
     }
     return new, best

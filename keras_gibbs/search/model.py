@@ -10,6 +10,7 @@ from keras_gibbs.layers import Pruned, pruned_layers
 from keras_gibbs.methods.traits import SearchesModel
 from keras_gibbs.search.checks import ends_in
 from keras_gibbs.search.population import Searching, assign_in_replica, logarithm
+from keras_gibbs.specs import read
 
 
 @register
@@ -69,7 +70,7 @@ class SearchedModel(Searching, keras.Model):
 
     def _run_under(self, model, state, x):
         """What `model`, this one or one that shares its layers, gives in training under a state; nothing is written."""
-        values = {id(masked.state["bits"]): ops.cast(state[part], "uint8") for masked, part in self._parts}
+        values = {id(masked.state["bits"]): ops.cast(state[part], "bool") for masked, part in self._parts}
         trainable = [variable.value for variable in model.trainable_variables]
         others = [values.get(id(variable), variable.value) for variable in model.non_trainable_variables]
         return model.stateless_call(trainable, others, x, training=True)[0]
@@ -109,6 +110,9 @@ class SearchedModel(Searching, keras.Model):
         return logs, (after, *rest)
 
     # Saving.
+
+    def load_own_variables(self, store):
+        super().load_own_variables(read(store))
 
     def get_config(self):
         return {**super().get_config(), "sequential": self.sequential}

@@ -11,7 +11,7 @@ from keras_gibbs.numerics.replicas import mean_over_replicas
 from keras_gibbs.search import evolution
 from keras_gibbs.search.checks import check_energy_batch, check_labels
 from keras_gibbs.search.objectives import Context
-from keras_gibbs.specs import add_variable
+from keras_gibbs.specs import add_variable, signed
 from keras_gibbs.typing import Tensor
 
 SMALLEST_PROBABILITY = 1e-7  # of a softmax output, before its logarithm is taken
@@ -30,7 +30,7 @@ class Searching:
     def start_search(self) -> None:
         """Make the variables of the search."""
         seed = [layer.seed for layer in self.layers_in_order()]
-        self._key = self.add_state("search_key", np.random.SeedSequence(seed).generate_state(2, np.uint32), "uint32")
+        self._key = self.add_state("search_key", signed(np.random.SeedSequence(seed).generate_state(2, np.uint32)), "int32")
         start = evolution.start(self.method, self._sizes(), seed)
         # Not a dict, which Keras would track, and with it the variables a second time.
         self._search_state = types.MappingProxyType({name: self.add_state(name, *value) for name, value in start.items()})
@@ -144,7 +144,7 @@ class Searching:
             reduce=mean_over_replicas,
         )
         for masked, part in self._parts:
-            masked.state["bits"].assign(ops.cast(best[part], "uint8"))
+            masked.state["bits"].assign(ops.cast(best[part], "bool"))
         for name, value in state.items():
             self._search_state[name].assign(value)
 

@@ -9,6 +9,7 @@ import tf_keras
 from keras_gibbs.methods.traits import SearchesModel
 from keras_gibbs.search.checks import check_class, check_outputs, ends_in
 from keras_gibbs.search.population import Searching, assign_in_replica, logarithm
+from keras_gibbs.specs import read
 from keras_gibbs.structure import graph
 from keras_gibbs.tfmot.weights import FoldedWeight
 from keras_gibbs.tfmot.wrapper import Pruned, pruned_layers
@@ -63,7 +64,7 @@ class SearchedModel(Searching, tf_keras.Model):
     def _run_under(self, model, state, x):
         """What `model`, this one or one that shares its layers, gives in training under a state."""
         for masked, part in self._parts:
-            masked.candidate = types.MappingProxyType({"bits": tf.cast(state[part], "uint8")})
+            masked.candidate = types.MappingProxyType({"bits": tf.cast(state[part], "bool")})
         try:
             return model(x, training=True)
         finally:
@@ -100,6 +101,9 @@ class SearchedModel(Searching, tf_keras.Model):
         return [(variable, mask, tf.identity(variable)) for masked in self.weights_in_order() for variable, mask in masked.removed()]
 
     # Saving.
+
+    def load_own_variables(self, store):
+        super().load_own_variables(read(store))
 
     def get_config(self):
         plain = tf_keras.Model(self.input, self.output, name=self.name)

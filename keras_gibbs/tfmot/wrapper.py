@@ -7,7 +7,6 @@ import types
 import warnings
 
 import keras
-import numpy as np
 import tensorflow as tf
 import tf_keras
 from tensorflow_model_optimization.python.core.keras.utils import smart_cond
@@ -16,7 +15,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras import pruning_sch
 from keras_gibbs import layers
 from keras_gibbs.methods.traits import ObservesGradients, trains_weights
 from keras_gibbs.numerics.noise import split
-from keras_gibbs.specs import add_variable
+from keras_gibbs.specs import add_variable, read
 from keras_gibbs.structure import graph
 from keras_gibbs.tfmot.weights import FoldedWeight, is_supported, prunable_weights
 from keras_gibbs.wrapping import NEVER, Wrapping
@@ -243,9 +242,7 @@ class PruneLowMagnitude(Wrapping, pruning_wrapper.PruneLowMagnitude):
         return super().from_config(config)
 
     def load_own_variables(self, store):
-        values = {name: np.array(store[name]) for name in store.keys()}
-        # In files of version 0.1 the keys of the noise are unsigned.
-        super().load_own_variables({name: value.view("int32") if value.dtype == "uint32" else value for name, value in values.items()})
+        super().load_own_variables(read(store))
 
 
 Pruned = PruneLowMagnitude

@@ -13,6 +13,7 @@ from keras_gibbs.export import export_tflite as export_tflite
 from keras_gibbs.export import sparse_ready as sparse_ready
 from keras_gibbs.layers import Pruned as Pruned
 from keras_gibbs.methods import FORCE as FORCE
+from keras_gibbs.methods import SET as SET
 from keras_gibbs.methods import SNIP as SNIP
 from keras_gibbs.methods import EdgePopup as EdgePopup
 from keras_gibbs.methods import EDropout as EDropout
@@ -23,6 +24,7 @@ from keras_gibbs.methods import GumbelSoftmax as GumbelSoftmax
 from keras_gibbs.methods import IterativeSNIP as IterativeSNIP
 from keras_gibbs.methods import Magnitude as Magnitude
 from keras_gibbs.methods import Random as Random
+from keras_gibbs.methods import RigL as RigL
 from keras_gibbs.methods import Supermask as Supermask
 from keras_gibbs.methods import SynFlow as SynFlow
 from keras_gibbs.model import prune as prune

@@ -8,6 +8,7 @@ from keras_gibbs.arguments import require_flag
 from keras_gibbs.layers import pruned_layers
 from keras_gibbs.methods.traits import ChecksTraining, SearchesModel, scope_of
 from keras_gibbs.model import distribute, sparsity
+from keras_gibbs.optimizers import clear_slots
 from keras_gibbs.search.population import Searching
 from keras_gibbs.wrapping import mean_figures
 
@@ -46,6 +47,9 @@ class Annealing:
     def distribute(self, model, layers=None, progress=None) -> None:
         """Share out what is kept at `progress`, by default where the model stands, among `layers`, by default all of the model's."""
         raise NotImplementedError
+
+    def forget(self, model, variable, where) -> None:
+        """Let the optimizer of `model` forget what it remembers of `variable` at `where`, a bool array: the method has written these entries."""
 
     def on_train_begin(self, logs=None):
         layers = self.layers()
@@ -176,7 +180,8 @@ class Annealing:
             self._shared = progress
             self.distribute(model, layers, progress)
         for layer in layers:
-            layer.anneal(progress)
+            for variable, where in layer.anneal(progress):
+                self.forget(model, variable, where)
 
     def _is_time_to_share(self, progress):
         """Whether it is time to share out anew what is kept: now and then, and when a method holds its mask."""
@@ -260,6 +265,10 @@ class GibbsPruningCallback(Annealing, keras.callbacks.Callback):
     def distribute(self, model, layers=None, progress=None):
         distribute(model, layers, progress)
 
+    def forget(self, model, variable, where):
+        if getattr(model, "optimizer", None) is not None:
+            clear_slots(model.optimizer, model.trainable_variables, variable, where)
+
     def on_test_begin(self, logs=None):
         if self.model is not None:
             self.distribute(self.model)
@@ -269,4 +278,3 @@ class GibbsPruningCallback(Annealing, keras.callbacks.Callback):
         for layer in pruned_layers(self.model):
             if layer.built:
                 layer.note_change()  # an optimizer that averages weights has written them after the last validation
-

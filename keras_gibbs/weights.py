@@ -259,12 +259,21 @@ class MaskedWeight:
         """The scores by which a ranking method compares the groups, shape `(groups,)`, for a structure of one contest."""
         return ops.convert_to_numpy(self.masks.scores(self.value(), self.values())).reshape(-1)
 
-    def revise(self, progress: float, draw: Tensor) -> None:
-        """Let the method change what it changes as training comes to `progress`."""
-        updates = self.masks.revise(self.value(), self.values(), progress, ops.convert_to_tensor(self.key), draw)
-        if "weight" in updates:
-            self.variable.assign(updates.pop("weight"))
+    def revise(self, progress: float, draw: Tensor) -> np.ndarray | None:
+        """Let the method change what it changes as training comes to `progress`.
+
+        Returns:
+            Where it has written the weight, bool in the weight's shape; None where it has not.
+        """
+        before = self.value()
+        updates = self.masks.revise(before, self.values(), progress, ops.convert_to_tensor(self.key), draw)
+        after = updates.pop("weight", None)
         self.assign(updates)
+        if after is None:
+            return None
+        written = ops.convert_to_numpy(ops.not_equal(before, after))
+        self.variable.assign(after)
+        return written
 
     def set_kept(self, kept: int) -> None:
         """Tell a ranking method how many groups this weight keeps."""

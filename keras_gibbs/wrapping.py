@@ -41,13 +41,17 @@ class Wrapping:
         """How far the schedules have come, in [0, 1]; negative where no callback has moved them yet."""
         return float(self._progress.numpy()) if self.built else NEVER
 
-    def anneal(self, progress: float) -> None:
-        """Let the method change what it changes as training comes to `progress` in [0, 1]: schedules, a mask that is held, weights that grow."""
+    def anneal(self, progress: float) -> list[tuple]:
+        """Let the method change what it changes as training comes to `progress` in [0, 1]: schedules, a mask that is held, weights that grow.
+
+        Returns:
+            The weights that it has written, a list of (variable, bool array: where).
+        """
         self._require_built()
-        for masked in self.masked_weights:
-            masked.revise(progress, self._draw())
+        written = [(masked.variable, masked.revise(progress, self._draw())) for masked in self.masked_weights]
         self._progress.assign(progress)
         self.note_change()
+        return [(variable, where) for variable, where in written if where is not None]
 
     def state(self, name: str) -> float | int:
         """The current value of a scalar of the method's state, such as `"beta"` or `"sparsity"`, the same for all weights of the layer."""

@@ -10,6 +10,8 @@ from keras_gibbs.methods.gumbel import GumbelSoftmax as GumbelSoftmax
 from keras_gibbs.methods.iterative_snip import IterativeSNIP as IterativeSNIP
 from keras_gibbs.methods.magnitude import Magnitude as Magnitude
 from keras_gibbs.methods.random import Random as Random
+from keras_gibbs.methods.rigl import RigL as RigL
+from keras_gibbs.methods.set import SET as SET
 from keras_gibbs.methods.snip import SNIP as SNIP
 from keras_gibbs.methods.supermask import Supermask as Supermask
 from keras_gibbs.methods.synflow import SynFlow as SynFlow

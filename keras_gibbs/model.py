@@ -278,6 +278,9 @@ def strip_pruning(model):
         A new, uncompiled model with the layers, names and `trainable` flags that the model had before it was pruned, whose kernels are multiplied by
         their deterministic masks. It predicts what the pruned model predicts, and needs keras_gibbs no more. A plain model gives a plain copy.
 
+        Its zeros stay under `quantize("int8")`. Training goes on over all weights; with `enable_lora` the base kernel keeps its zeros, and the sum that the
+        layer runs with, which a merge writes, is dense.
+
     Raises:
         ValueError: For a subclassed model that cannot be copied from its configuration.
 

@@ -82,7 +82,9 @@ class CurvatureEnergy(Criterion):
 
     The gradient is that of the mean loss over a batch, smaller in every layer alike where batches are larger; only ratios count. F is one float32 variable
     in the shape of the kernel. It is among the trainable ones and its new value comes where a gradient would, which every Keras optimizer knows to assign
-    (`overwrite_with_gradient`); a training loop with an optimizer of another kind has to do the same.
+    (`overwrite_with_gradient`); a training loop with an optimizer of another kind has to do the same. Keras keeps no average of such variables, so optimizers
+    with `use_ema=True` are refused; with `gradient_accumulation_steps` it takes the largest of the values that one update collects. Under a strategy with
+    replicas the gradient is that of the global batch.
 
     Args:
         decay: Weight of the past in the running mean, in [0, 1): 0.998 remembers about 500 steps. A mean over few steps lets the mask flicker.

@@ -1,0 +1,39 @@
+"""Two devices of `keras.distribution.DataParallel` on JAX make what one makes of the same batch; run by `test_distribution.py`."""
+
+import warnings
+
+import jax
+import keras
+import numpy as np
+
+import keras_gibbs as kg
+
+warnings.simplefilter("ignore")
+rng = np.random.default_rng(4)
+x = rng.normal(size=(64, 12)).astype("float32")
+y = (x[:, :3].sum(1) > 0).astype("int32")
+METHODS = {
+    "curvature": kg.Magnitude(kg.Linear(0.0, 0.6), criterion=kg.CurvatureEnergy(decay=0.8), scope="global", floor=0.2),
+    "recommended": kg.Gibbs.recommended(0.7),
+}
+
+
+def trained(method):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((12,)), keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(2)])
+    pruned = kg.prune(model, method, seed=1)
+    pruned.compile(keras.optimizers.SGD(0.05), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    losses = pruned.fit(x, y, batch_size=32, epochs=2, shuffle=False, verbose=0, callbacks=[kg.GibbsPruningCallback()]).history["loss"]
+    assert kg.summary(pruned).sparsity == kg.sparsity(pruned) == kg.sparsity(kg.strip_pruning(pruned))
+    return [np.array(weight) for weight in pruned.weights], losses
+
+
+assert len(jax.devices()) == 2
+alone = {name: trained(method) for name, method in METHODS.items()}
+keras.distribution.set_distribution(keras.distribution.DataParallel(devices=keras.distribution.list_devices()))
+for name, method in METHODS.items():
+    (expected, losses), (found, spread) = alone[name], trained(method)
+    np.testing.assert_allclose(spread, losses, rtol=1e-5, err_msg=name)
+    for one, two in zip(expected, found, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6, err_msg=name)
+print("fine")

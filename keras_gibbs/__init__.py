@@ -18,6 +18,7 @@ from keras_gibbs.methods import EDropout as EDropout
 from keras_gibbs.methods import Fixed as Fixed
 from keras_gibbs.methods import Gibbs as Gibbs
 from keras_gibbs.methods import GraSP as GraSP
+from keras_gibbs.methods import GReg as GReg
 from keras_gibbs.methods import GumbelSoftmax as GumbelSoftmax
 from keras_gibbs.methods import IterativeSNIP as IterativeSNIP
 from keras_gibbs.methods import Magnitude as Magnitude

@@ -10,6 +10,11 @@ from keras_gibbs.export import advise as advise
 from keras_gibbs.export import export_saved_model as export_saved_model
 from keras_gibbs.export import export_tflite as export_tflite
 from keras_gibbs.layers import Pruned as Pruned
+from keras_gibbs.lottery import Rounds as Rounds
+from keras_gibbs.lottery import Snapshot as Snapshot
+from keras_gibbs.lottery import lottery_rounds as lottery_rounds
+from keras_gibbs.lottery import rewind as rewind
+from keras_gibbs.lottery import snapshot as snapshot
 from keras_gibbs.methods import FORCE as FORCE
 from keras_gibbs.methods import SET as SET
 from keras_gibbs.methods import SNIP as SNIP

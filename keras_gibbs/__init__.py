@@ -12,6 +12,11 @@ from keras_gibbs.export import export_saved_model as export_saved_model
 from keras_gibbs.export import export_tflite as export_tflite
 from keras_gibbs.export import sparse_ready as sparse_ready
 from keras_gibbs.layers import Pruned as Pruned
+from keras_gibbs.lottery import Rounds as Rounds
+from keras_gibbs.lottery import Snapshot as Snapshot
+from keras_gibbs.lottery import lottery_rounds as lottery_rounds
+from keras_gibbs.lottery import rewind as rewind
+from keras_gibbs.lottery import snapshot as snapshot
 from keras_gibbs.methods import FORCE as FORCE
 from keras_gibbs.methods import SET as SET
 from keras_gibbs.methods import SNIP as SNIP
@@ -20,6 +25,7 @@ from keras_gibbs.methods import EDropout as EDropout
 from keras_gibbs.methods import Fixed as Fixed
 from keras_gibbs.methods import Gibbs as Gibbs
 from keras_gibbs.methods import GraSP as GraSP
+from keras_gibbs.methods import GReg as GReg
 from keras_gibbs.methods import GumbelSoftmax as GumbelSoftmax
 from keras_gibbs.methods import IterativeSNIP as IterativeSNIP
 from keras_gibbs.methods import Magnitude as Magnitude

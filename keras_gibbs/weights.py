@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_gibbs.methods.base import PruningMethod
-from keras_gibbs.methods.traits import FollowsWeights, LearnsMasks, ObservesGradients, RemovesUnits, SharesCounts, method_for
+from keras_gibbs.methods.traits import DecaysWeights, FollowsWeights, LearnsMasks, ObservesGradients, RemovesUnits, SharesCounts, method_for
 from keras_gibbs.numerics.compilation import compiled
 from keras_gibbs.numerics.noise import Uniform, halves
 from keras_gibbs.numerics.ranking import count_removed
@@ -72,7 +72,21 @@ class Masks:
         arranged, state = self.arrange(weight), state | self._filled
         updates = self.method.follow(arranged, state) if self._follows else {}
         mask = self.method.sample(arranged, state | updates, Uniform(key, draw))
-        return self.apply(weight, mask, state), updates
+        return self.apply(self._decayed(weight, state), mask, state), updates
+
+    def _decayed(self, weight, state):
+        """`weight` itself; on the way back its gradient gains the method's decay times the weight."""
+        if not isinstance(self.method, DecaysWeights):
+            return weight
+
+        @ops.custom_gradient
+        def decayed(weight, factor):
+            def gradients(*args, upstream=None):
+                return (args[0] if upstream is None else upstream) + factor * weight, ops.zeros_like(factor)
+
+            return weight * 1, gradients
+
+        return decayed(weight, ops.cast(self.restore(self.method.decay(state)), weight.dtype))
 
     def train_observed(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, State]:
         """`train` of a method that observes gradients."""

@@ -56,6 +56,7 @@ METHODS = {
     "edropout": MethodCase(lambda: kg.EDropout(4), ranked=False),
     "fixed": MethodCase(lambda: kg.Fixed(), ranked=False),
     "random": MethodCase(lambda: kg.Random(0.5), ranked=False),
+    "greg": MethodCase(lambda: kg.GReg(0.5), ranked=False),
     "set": MethodCase(lambda: kg.SET(0.5, scope="layer"), ranked=False),
     "rigl": MethodCase(lambda: kg.RigL(0.5, scope="layer"), ranked=False),
 }

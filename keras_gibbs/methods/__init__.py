@@ -6,6 +6,7 @@ from keras_gibbs.methods.fixed import Fixed as Fixed
 from keras_gibbs.methods.force import FORCE as FORCE
 from keras_gibbs.methods.gibbs import Gibbs as Gibbs
 from keras_gibbs.methods.grasp import GraSP as GraSP
+from keras_gibbs.methods.greg import GReg as GReg
 from keras_gibbs.methods.gumbel import GumbelSoftmax as GumbelSoftmax
 from keras_gibbs.methods.iterative_snip import IterativeSNIP as IterativeSNIP
 from keras_gibbs.methods.magnitude import Magnitude as Magnitude

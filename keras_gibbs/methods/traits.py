@@ -84,6 +84,14 @@ class LearnsMasks:
         raise NotImplementedError
 
 
+class DecaysWeights:
+    """An L2 penalty of the method's own, as a part of the gradient: regularizers and the optimizer's decay stay as they are."""
+
+    def decay(self, state: Mapping[str, Tensor]) -> Tensor:
+        """lambda of every weight w, whose gradient gains lambda w; float32 that broadcasts to the arranged shape."""
+        raise NotImplementedError
+
+
 class RemovesUnits:
     """Masks that remove whole units, each with its bias."""
 

@@ -237,6 +237,12 @@ def why_skipped(weight: Prunable, method: PruningMethod, outputs: set[int]) -> s
     return None
 
 
+def masked_weights(model) -> dict[str, MaskedWeight]:
+    """The pruned weights of a model or layer, by path."""
+    by_variable = _masked_by_variable(model)
+    return {weight.path: by_variable[id(weight.variable)] for weight in prunable_weights(model) if id(weight.variable) in by_variable}
+
+
 def distribute(model, layers: list | None = None, progress: float | None = None) -> None:
     """Let the weights of a method with another `scope` than `"layer"` share out what is kept.
 

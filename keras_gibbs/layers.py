@@ -1,62 +1,25 @@
 """The wrapper that runs a layer with masked weights."""
 
-import contextlib
 import random
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_gibbs.arguments import require_count, require_seed
+from keras_gibbs.checks import check_finite, check_layer, check_method, describe_foreign, supported
 from keras_gibbs.configuration import register
-from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.methods.traits import LearnsMasks, trains_weights
 from keras_gibbs.numerics.noise import split
 from keras_gibbs.specs import add_variable, signed
+from keras_gibbs.starting import prepared_starts
 from keras_gibbs.structure.building import build_by_shape, build_for, is_built, specs_of
 from keras_gibbs.structure.copying import Plain
-from keras_gibbs.structure.graph import children, walk
-from keras_gibbs.structure.kinds import is_a
-from keras_gibbs.structure.prunable import ATTENTION, TABLE, prunable_weights, rows_of, why_not
+from keras_gibbs.structure.graph import walk
+from keras_gibbs.structure.prunable import prunable_weights
+from keras_gibbs.substitution import call_with, with_removed
 from keras_gibbs.typing import Tensor
 from keras_gibbs.weights import MaskedWeight
 from keras_gibbs.wrapping import NEVER, Wrapping
-
-
-def call_with(layer, values, args, kwargs):
-    """Call `layer` as if its variables had other values; nothing is written.
-
-    Args:
-        layer: A built layer.
-        values: List of (variable, value).
-        args, kwargs: Of its call.
-
-    Returns:
-        The outputs; the losses that the call added; and the list of (variable, value before, value after) of the variables it has assigned.
-    """
-    # Every variable is named: a nested scope does not fall through to the outer one.
-    given = {id(own): (own, own.value) for own in layer.variables} | {id(own): (own, value) for own, value in values}
-    with _Scope(state_mapping=list(given.values()), collect_losses=True) as scope:
-        outputs = layer(*args, **kwargs)
-    after = [(own, value, scope.get_current_value(own)) for own, value in given.values()]
-    return outputs, scope.losses, [(own, before, now) for own, before, now in after if now is not before]
-
-
-def _with_removed(weight, masked, assigned):
-    """What a layer that assigns a weight of its own in its call, which saw it `masked`, leaves of the whole `weight`: what is removed is scaled alike."""
-    scale = ops.norm(assigned) / ops.maximum(ops.norm(masked), 1e-30)
-    return ops.where(ops.equal(masked, 0), weight * scale, assigned)
-
-
-class _Scope(keras.StatelessScope):
-    """A stateless scope in which a layer that assigns a trained weight in its call gets the gradient that it gets outside of one."""
-
-    def add_update(self, update):
-        variable, value = update
-        if variable.trainable and keras.backend.backend() == "tensorflow":  # the gradient of a variable there is that at its new value
-            before = self.get_current_value(variable)
-            update = variable, ops.stop_gradient(value) + (before - ops.stop_gradient(before))
-        super().add_update(update)
 
 
 @register
@@ -92,6 +55,7 @@ class Pruned(Wrapping, keras.layers.Wrapper):
     """
 
     wraps_for_pruning = True
+    masks_weights = True
 
     def __new__(cls, layer=None, *args, **kwargs):
         return layer if Plain.is_on else super().__new__(cls, layer, *args, **kwargs)
@@ -125,14 +89,14 @@ class Pruned(Wrapping, keras.layers.Wrapper):
         if self.call_specs is None:
             self.call_specs = specs_of(args, kwargs)
         if not self.built and not is_built(self.layer):
-            with _starts(self.layer, self.method):
+            with prepared_starts(self.layer, self.method):
                 build_for(self.layer, self.call_specs)
         return super().__call__(*args, **kwargs)
 
     def build(self, input_shape=None):
         unbuilt = not is_built(self.layer)
         if unbuilt:
-            with _starts(self.layer, self.method):
+            with prepared_starts(self.layer, self.method):
                 build_by_shape(self.layer, input_shape)
         if self.masked_weights:
             return
@@ -155,7 +119,7 @@ class Pruned(Wrapping, keras.layers.Wrapper):
         if self.only is not None and (unknown := sorted(set(self.only) - set(local))):
             raise ValueError(f"`only` names weights by their paths from below layer {self.layer.name!r}. Received: only={unknown}. There are {list(local)}.")
         if not weights:
-            raise ValueError(f"Layer {self.layer.name!r} has no weights that can be pruned. Received: {self.layer!r}. {_supported()}")
+            raise ValueError(f"Layer {self.layer.name!r} has no weights that can be pruned. Received: {self.layer!r}. {supported()}")
         return weights if self.only is None else [local[name] for name in local if name in self.only]
 
     def _adder(self, weight, several):
@@ -227,7 +191,7 @@ class Pruned(Wrapping, keras.layers.Wrapper):
             self.add_loss(loss * 1.0)  # a new tensor: the same one would be counted twice on JAX
         values = {id(variable): value for variable, value in masked}
         for variable, _, now in assigned:
-            variable.assign(_with_removed(variable.value, values[id(variable)], now) if id(variable) in values else now)
+            variable.assign(with_removed(variable.value, values[id(variable)], now) if id(variable) in values else now)
         return outputs
 
     def _run(self, values, args, kwargs):
@@ -314,99 +278,8 @@ class Pruned(Wrapping, keras.layers.Wrapper):
 _STILL = {"trainable": False, "autocast": False, "aggregation": "only_first_replica"}  # replicas draw the same masks, so the rest of their state agrees
 
 
-@contextlib.contextmanager
-def _starts(layer, method):
-    """While this lasts, `layer` builds its weights as the method prepares what their initializers give.
-
-    A layer may be built where no variable has a value yet: in the first step of a subclassed model.
-    """
-    changed = []
-    if isinstance(method, LearnsMasks):
-        for part in walk(layer):
-            for name in rows_of(part):
-                attribute = "depthwise_initializer" if "Depthwise" in type(part).__name__ else _INITIALIZERS[name]
-                initializer = getattr(part, attribute, None)
-                if initializer is not None and method.replaces(_Unbuilt(part)):
-                    changed.append((part, attribute, initializer))
-    for part, attribute, initializer in changed:
-        setattr(part, attribute, lambda shape, dtype=None, given=initializer: method.prepare(given(shape, dtype=dtype)))
-    try:
-        yield
-    finally:
-        for part, attribute, initializer in changed:
-            setattr(part, attribute, initializer)
-
-
-class _Unbuilt:
-    """A weight that is not there yet: of a `Prunable` only its owner."""
-
-    def __init__(self, owner):
-        self.owner = owner
-
-
-_INITIALIZERS = {
-    "kernel": "kernel_initializer",
-    "recurrent_kernel": "recurrent_initializer",
-    "embeddings": "embeddings_initializer",
-    "reverse_embeddings": "embeddings_initializer",
-    "depthwise_kernel": "depthwise_initializer",
-    "pointwise_kernel": "pointwise_initializer",
-}
-
-
 def pruned_layers(model) -> list[Pruned]:
     """The wrapped layers of a model, of any depth, each once."""
     if not isinstance(model, keras.layers.Layer):
         raise TypeError(describe_foreign(model))
     return [layer for layer in walk(model) if isinstance(layer, Pruned)]
-
-
-def check_method(method) -> None:
-    """Raise `TypeError` unless `method` is a pruning method."""
-    if not isinstance(method, PruningMethod):
-        raise TypeError(f"`method` must be a pruning method such as `keras_gibbs.Gibbs(sparsity=0.9)`. Received: method={method!r}.")
-
-
-def check_layer(layer) -> None:
-    """Raise unless `layer` is a Keras 3 layer that can be wrapped."""
-    if not isinstance(layer, keras.layers.Layer):
-        raise TypeError(describe_foreign(layer))
-    if any(isinstance(part, Pruned) for part in walk(layer)):
-        raise ValueError(f"Layer {layer.name!r} is already wrapped, or has wrapped layers inside. Received: {layer!r}. Strip it first: `strip_pruning(...)`.")
-    reason = why_unsupported(layer)
-    if reason:
-        raise ValueError(f"Layer {layer.name!r} cannot be pruned: {reason}. {_supported()}")
-
-
-def why_unsupported(layer) -> str | None:
-    """Why a layer has no weights that `Pruned` could mask, in a few words; None where it has, or where that shows only once it is built."""
-    if is_built(layer):
-        if prunable_weights(layer):
-            return None
-        reasons = [reason for part in walk(layer) if rows_of(part) and (reason := why_not(part))]
-        return reasons[0] if reasons else f"{type(layer).__name__} has no weights that can be pruned"
-    known = rows_of(layer) or children(layer) or is_a(layer, *ATTENTION) or hasattr(layer, "get_prunable_weights") or isinstance(layer, keras.Model)
-    return None if known or type(layer).__module__.partition(".")[0] != "keras" else f"{type(layer).__name__} has no weights that can be pruned"
-
-
-def _supported():
-    return f"Supported are {', '.join(TABLE)}, layers made of them, and layers with a method `get_prunable_weights()`."
-
-
-def check_finite(layer) -> None:
-    """Raise `ValueError` where a weight of `layer` is NaN or infinite."""
-    for weight in layer.weights:
-        if not np.isfinite(weight.numpy()).all():
-            name = getattr(weight, "path", weight.name)
-            raise ValueError(f"Weight {name!r} holds NaN or infinite values, which have no rank. Prune the model from a healthy checkpoint.")
-
-
-def describe_foreign(thing) -> str:
-    """The message for an object that is not of Keras 3: which Keras it is, and the way out."""
-    module = type(thing).__module__
-    if module.startswith(("tf_keras", "keras.engine", "keras.src.engine", "tensorflow.python.keras")):
-        return (
-            f"keras_gibbs prunes Keras 3 models; this is a Keras 2 object. Received: {type(thing).__name__} of {module.split('.')[0]}. "
-            "Use `keras_gibbs.tfmot.prune` for tf_keras, or build the model with `import keras` (Keras 3)."
-        )
-    return f"Expected a Keras 3 model or layer. Received: {thing!r} of type {type(thing).__name__}."

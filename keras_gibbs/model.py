@@ -11,9 +11,10 @@ import keras
 import numpy as np
 
 from keras_gibbs.arguments import require_seed
+from keras_gibbs.checks import check_finite, check_layer, check_method, describe_foreign
 from keras_gibbs.frozen import Frozen
 from keras_gibbs.holder import Holder, hold, strip_subclassed
-from keras_gibbs.layers import Pruned, check_finite, check_layer, check_method, describe_foreign, pruned_layers
+from keras_gibbs.layers import Pruned, pruned_layers
 from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.methods.traits import DiffersByWeight, FindsMasks, LearnsMasks, SearchesModel, method_for, scope_of, trains_weights
 from keras_gibbs.numerics.noise import split

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from keras_gibbs.layers import describe_foreign
+from keras_gibbs.checks import describe_foreign
 from keras_gibbs.structure import graph
 
 BATCH_SIZE = 128

@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 
-from keras_gibbs.layers import describe_foreign, pruned_layers
+from keras_gibbs.checks import describe_foreign
+from keras_gibbs.layers import pruned_layers
 from keras_gibbs.model import strip_pruning
 from keras_gibbs.shrink_report import ShrinkReport, report
 from keras_gibbs.structure import graph

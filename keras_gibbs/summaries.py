@@ -5,7 +5,8 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_gibbs.layers import describe_foreign, pruned_layers
+from keras_gibbs.checks import describe_foreign
+from keras_gibbs.layers import pruned_layers
 from keras_gibbs.model import protected, weights_as_used, why_none, why_skipped
 from keras_gibbs.structure import graph
 from keras_gibbs.tables import render

@@ -21,7 +21,7 @@ from keras_gibbs.structure import allocation, graph
 from keras_gibbs.structure.copying import clone, from_config, transfer
 from keras_gibbs.structure.outputs import at_output
 from keras_gibbs.structure.prunable import Prunable, prunable_weights, rows_of, why_not
-from keras_gibbs.weights import MaskedWeight
+from keras_gibbs.weights import MaskedWeight, common_scale
 
 
 def prune(model, method: PruningMethod, *, where=None, seed: int | None = None):
@@ -218,7 +218,8 @@ def _shares(method, weights, sparsity):
         return []
     if method.scope == "shape":
         return allocation.by_shape([masked.weight.shape for masked in weights], [masked.groups for masked in weights], 1.0 - sparsity)
-    scores = [masked.scores() for masked in weights]
+    scale = common_scale(weights) if getattr(getattr(method, "criterion", None), "squares", False) else 1.0
+    scores = [masked.scores(scale) for masked in weights]
     least = [max(1, int(method.floor * (1.0 - sparsity) * score.size)) if method.floor else 0 for score in scores]
     return allocation.by_score(scores, ranking.count_kept(sum(map(len, scores)), sparsity), least)
 

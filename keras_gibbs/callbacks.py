@@ -101,7 +101,7 @@ class Annealing:
             notices.tell_of_jumps(self._layers, self._horizon * (max(1, self._steps // every) if every else 1), self._horizon)
         if not self.restart:
             iterations = getattr(getattr(self.model, "optimizer", None), "iterations", None)
-            done = None if iterations is None else int(iterations.numpy())
+            done = None if iterations is None else int(iterations.numpy() if hasattr(iterations, "numpy") else iterations)  # of accumulated steps a tensor
             notices.tell_of_setback(max(layer.progress for layer in self._layers), epoch, self._horizon, self._steps, done)
 
     def _every(self):

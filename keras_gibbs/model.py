@@ -25,7 +25,7 @@ from keras_gibbs.structure.copying import clone, from_config, transfer
 from keras_gibbs.structure.outputs import at_output
 from keras_gibbs.structure.prunable import Prunable, prunable_weights, rows_of, why_not
 from keras_gibbs.structure.trace import trace
-from keras_gibbs.weights import MaskedWeight
+from keras_gibbs.weights import MaskedWeight, common_scale
 
 
 def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, data=None, loss=None):
@@ -270,7 +270,8 @@ def distribute(model, layers: list | None = None, progress: float | None = None)
 def _shares(method, weights, sparsity):
     if not weights:
         return []
-    scores = None if method.scope == "shape" else [masked.scores() for masked in weights]
+    scale = common_scale(weights) if getattr(getattr(method, "criterion", None), "squares", False) else 1.0
+    scores = None if method.scope == "shape" else [masked.scores(scale) for masked in weights]
     shapes, groups = [masked.weight.shape for masked in weights], [masked.groups for masked in weights]
     return allocation.counts(method.scope, sparsity, shapes, groups, scores, method.floor)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -269,9 +270,13 @@ class MaskedWeight:
         """The method's own figures, from the current weight and state."""
         return {name: float(ops.convert_to_numpy(value)) for name, value in self._run("figures", ops.convert_to_tensor(self.key), draw).items()}
 
-    def scores(self) -> np.ndarray:
-        """The scores by which a ranking method compares the groups, shape `(groups,)`, for a structure of one contest."""
-        return ops.convert_to_numpy(self.masks.scores(self.value(), self.values())).reshape(-1)
+    def scores(self, scale: float = 1.0) -> np.ndarray:
+        """The scores by which a ranking method compares the groups, of `scale` times the weight; shape `(groups,)`, for a structure of one contest.
+
+        Where a weight is NaN the score is infinite, as it ranks within the weight.
+        """
+        scores = ops.convert_to_numpy(self.masks.scores(ops.cast(self.value(), "float32") * scale, self.values())).reshape(-1)
+        return np.where(np.isnan(scores), np.inf, scores)
 
     def revise(self, progress: float, draw: Tensor) -> np.ndarray | None:
         """Let the method change what it changes as training comes to `progress`.
@@ -323,3 +328,10 @@ class MaskedWeight:
         """The variables that lose whole units, each with a mask of its own shape: 0 where the unit is removed."""
         weight = (self.variable, self.masks.restore(self.masks.mode(self.value(), self.values())))
         return [weight] if self.bias is None else [weight, (self.bias, self.bias_mask())]
+
+
+def common_scale(weights: list[MaskedWeight]) -> float:
+    """A power of two by which all weights together can be multiplied so that their squares stay in the range of float32; it changes no other bit."""
+    values = (np.abs(ops.convert_to_numpy(masked.variable).astype("float32")) for masked in weights)
+    largest = max(float(np.max(value, where=np.isfinite(value), initial=0.0)) for value in values)
+    return 2.0 ** min(126, max(-126, -math.frexp(largest)[1])) if largest else 1.0

@@ -78,3 +78,16 @@ def test_weights_that_are_lost_in_training_are_told_and_the_count_stays(value, s
     with pytest.warns(UserWarning, match=r"\['hidden/kernel'\] hold NaN"):
         stripped = numpy(kg.strip_pruning(pruned).get_layer("hidden").kernel)
     assert (stripped != 0).sum() == 12
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_layers_of_any_scale_share_out_what_is_kept(scale):
+    rng = np.random.default_rng(9)
+    model = keras.Sequential([keras.Input((7,)), keras.layers.Dense(9), keras.layers.Dense(5)])
+    kernels = [rng.normal(size=(7, 9)).clip(-2, 2), 3 * rng.normal(size=(9, 5)).clip(-2, 2)]
+    for layer, kernel in zip(model.layers, kernels, strict=True):
+        layer.kernel.assign((kernel * scale).astype("float32"))
+    expected = top(np.abs(np.concatenate([kernel.ravel() for kernel in kernels])).astype("float32"), 0.6)
+    pruned = kg.prune(model, kg.Magnitude(0.6, scope="global"), seed=1)
+    found = np.concatenate([numpy(layer.mask()).ravel() for layer in kg.pruned_layers(pruned)])
+    np.testing.assert_array_equal(found, expected)

@@ -284,7 +284,7 @@ def test_frozen_layers_stay_frozen_when_weights_train():
 
 def test_bad_input_is_refused_before_training():
     for temperature in (0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="`temperature` must be greater than 0"):
+        with pytest.raises(ValueError, match="`temperature` must be (greater than 0|a finite number)"):
             kg.GumbelSoftmax(temperature=temperature)
     for make in (lambda: kg.GumbelSoftmax(sparsity=1.0), lambda: kg.GumbelSoftmax(sparsity=90), lambda: kg.EdgePopup(-0.1)):
         with pytest.raises(ValueError, match=r"`sparsity` must lie in \[0, 1\)"):

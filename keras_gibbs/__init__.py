@@ -52,6 +52,7 @@ from keras_gibbs.search.ising import IsingEnergy as IsingEnergy
 from keras_gibbs.search.objectives import CrossEntropyEnergy as CrossEntropyEnergy
 from keras_gibbs.search.objectives import KeepPenalty as KeepPenalty
 from keras_gibbs.search.objectives import MarginEnergy as MarginEnergy
+from keras_gibbs.structure.allocation import Table as Table
 from keras_gibbs.structure.contests import Block as Block
 from keras_gibbs.structure.contests import NofM as NofM
 from keras_gibbs.structure.groups import Filter as Filter

@@ -213,9 +213,9 @@ def distribute(model, layers: list | None = None, progress: float | None = None)
 def _shares(method, weights, sparsity):
     if not weights:
         return []
-    scores = None if method.scope == "shape" else [masked.scores() for masked in weights]
-    shapes, groups = [masked.weight.shape for masked in weights], [masked.groups for masked in weights]
-    return allocation.counts(method.scope, sparsity, shapes, groups, scores, method.floor)
+    scores = [masked.scores() for masked in weights] if allocation.needs_scores(method.scope) else None
+    members, groups = [masked.weight for masked in weights], [masked.groups for masked in weights]
+    return allocation.counts(method.scope, sparsity, method.schedules()["sparsity"](1.0), members, groups, scores, method.floor)
 
 
 def strip_pruning(model):

@@ -42,7 +42,7 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
     Raises:
         TypeError: For something that is not a Keras 3 model or layer, or not a method.
         ValueError: For a model that is not built, subclassed, already pruned, or holds weights that are not finite; when `where` matches nothing that
-            can be pruned.
+            can be pruned; for a method that needs data or a loss that is missing, does not fit, or is not finite.
 
     Example:
 

@@ -57,6 +57,7 @@ from keras_gibbs.search.objectives import KeepPenalty as KeepPenalty
 from keras_gibbs.search.objectives import MarginEnergy as MarginEnergy
 from keras_gibbs.shrink import shrink as shrink
 from keras_gibbs.shrink_report import ShrinkReport as ShrinkReport
+from keras_gibbs.structure.allocation import Table as Table
 from keras_gibbs.structure.contests import Block as Block
 from keras_gibbs.structure.contests import NofM as NofM
 from keras_gibbs.structure.groups import Filter as Filter

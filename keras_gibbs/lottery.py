@@ -235,8 +235,8 @@ def _next_masks(pruned, target, scope):
     for masked in weights.values():
         kept = ops.convert_to_numpy(masked.mask()).reshape(-1) > 0
         scores.append(np.where(kept, np.square(ops.convert_to_numpy(masked.value()).reshape(-1), dtype="float64"), -np.inf))
-    shapes, groups = [masked.weight.shape for masked in weights.values()], [score.size for score in scores]
-    counts = allocation.counts(scope, target, shapes, groups, scores)
+    members, groups = [masked.weight for masked in weights.values()], [score.size for score in scores]
+    counts = allocation.counts(scope, target, target, members, groups, scores)
     masks = {}
     for (path, masked), score, count in zip(weights.items(), scores, counts, strict=True):
         mask = np.zeros(score.size, "uint8")

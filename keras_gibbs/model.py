@@ -53,7 +53,8 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
     Raises:
         TypeError: For something that is not a Keras 3 model or layer, or not a method.
         ValueError: For a model that is not built, already pruned, or holds weights that are not finite; for a subclassed one with training steps of its own,
-            or that cannot be copied from its configuration; when `where` matches nothing that can be pruned.
+            or that cannot be copied from its configuration; when `where` matches nothing that can be pruned; for a method that needs data or a loss that
+            is missing, does not fit, or is not finite.
 
     Example:
 
@@ -271,9 +272,9 @@ def _shares(method, weights, sparsity):
     if not weights:
         return []
     scale = common_scale(weights) if getattr(getattr(method, "criterion", None), "squares", False) else 1.0
-    scores = None if method.scope == "shape" else [masked.scores(scale) for masked in weights]
-    shapes, groups = [masked.weight.shape for masked in weights], [masked.groups for masked in weights]
-    return allocation.counts(method.scope, sparsity, shapes, groups, scores, method.floor)
+    scores = [masked.scores(scale) for masked in weights] if allocation.needs_scores(method.scope) else None
+    members, groups = [masked.weight for masked in weights], [masked.groups for masked in weights]
+    return allocation.counts(method.scope, sparsity, method.schedules()["sparsity"](1.0), members, groups, scores, method.floor)
 
 
 def strip_pruning(model):

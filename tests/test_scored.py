@@ -156,6 +156,21 @@ def test_synflow_reaches_beyond_the_range_of_float32_and_agrees_with_numpy():
     assert abs(kg.sparsity(kg.prune(model, kg.SynFlow(0.5, steps=3))) - 0.5) < 1e-9
 
 
+def test_synflow_sees_through_softmax_and_relu6():
+    def network(last, activation):
+        keras.utils.set_random_seed(1)
+        cap = layers.ReLU(6.0) if activation == "relu6" else layers.ReLU()
+        return keras.Sequential(
+            [keras.Input((6,)), layers.Dense(50, activation, name="one"), cap, layers.Dense(4, last, name="two"), layers.Dense(3, last, name="three")]
+        )
+
+    bounded, plain = network("softmax", "relu6"), network("linear", "relu")
+    bounded.set_weights([10 * value for value in plain.get_weights()])
+    plain.set_weights(bounded.get_weights())
+    first, second = (masks_of(kg.prune(model, kg.SynFlow(0.5, steps=5))) for model in (bounded, plain))
+    assert all(np.array_equal(mask, second[path]) for path, mask in first.items())
+
+
 METHODS = {
     "snip": kg.SNIP,
     "grasp": kg.GraSP,

@@ -1,10 +1,13 @@
 """How layers share out what is kept."""
 
+import keras
 import numpy as np
 import pytest
+from cases import numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
+import keras_gibbs as kg
 from keras_gibbs.structure import allocation as sharing
 
 layers_of_scores = st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=12), min_size=1, max_size=5)
@@ -55,6 +58,33 @@ def test_lamp_divides_by_all_that_is_larger():
     np.testing.assert_allclose(sharing.lamp(np.array([1.0, 9.0, 4.0])), [1 / 14, 1.0, 4 / 13])
     # Scores of the second layer are far smaller: `global` would take all of it.
     scores = [np.array([1.0, 9.0, 4.0, 2.0]), np.array([1e-6, 2e-6, 3e-6])]
-    shapes, groups = [(2, 2), (1, 3)], [4, 3]
-    assert sharing.counts("global", 3 / 7, shapes, groups, scores) == [4, 0]
-    assert sharing.counts("lamp", 3 / 7, shapes, groups, scores) == [2, 2]  # 1, 4/13, 2/15, 1/16 and 1, 2/5, 1/6: the two largest of each
+    assert sharing.counts("global", 3 / 7, 3 / 7, [], [4, 3], scores) == [4, 0]
+    assert sharing.counts("lamp", 3 / 7, 3 / 7, [], [4, 3], scores) == [2, 2]  # 1, 4/13, 2/15, 1/16 and 1, 2/5, 1/6: the two largest of each
+
+
+@pytest.mark.parametrize("make", [kg.Magnitude, kg.Gibbs, kg.Random, kg.SynFlow, kg.RigL])
+def test_a_table_gives_weights_sparsities_of_their_own(make):
+    names = ("stem", "body", "head")
+    model = keras.Sequential([keras.Input((10,)), *(keras.layers.Dense(10, name=name) for name in names)])
+    pruned = kg.prune(model, make(0.8, scope=kg.Table({"stem/": 0.5, "^body": 0.93})))
+    assert [float(numpy(layer.mask()).sum()) for layer in kg.pruned_layers(pruned)] == [50, 7, 20]
+    assert keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(make(0.8, scope=kg.Table({"a": 0.5})))).scope == kg.Table({"a": 0.5})
+
+
+def test_a_table_moves_with_the_schedule():
+    model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(10, name="stem"), keras.layers.Dense(10, name="head")])
+    pruned = kg.prune(model, kg.Magnitude(kg.Linear(0.0, 0.8), scope=kg.Table({"stem": 0.4})))
+    pruned.compile("sgd", "mse")
+    kept = []
+    watch = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: kept.append([float(numpy(layer.mask()).sum()) for layer in kg.pruned_layers(pruned)])
+    )
+    pruned.fit(np.ones((4, 10)), np.ones((4, 10)), epochs=2, verbose=0, callbacks=[kg.GibbsPruningCallback(update_freq="epoch"), watch])
+    assert kept == [[100, 100], [80, 60]]
+    assert [float(numpy(layer.mask()).sum()) for layer in kg.pruned_layers(pruned)] == [60, 20]
+
+
+def test_a_table_of_something_else_is_refused():
+    for table, message in (({"a(": 0.5}, "regular expressions"), ({"a": 50}, r"\{'a': 50.0\}")):
+        with pytest.raises(ValueError, match=message):
+            kg.Table(table)

@@ -14,6 +14,7 @@ from keras_gibbs.numerics import ranking
 from keras_gibbs.numerics.noise import Uniform
 from keras_gibbs.schedules import Schedule
 from keras_gibbs.specs import Spec
+from keras_gibbs.structure.allocation import Table
 from keras_gibbs.structure.groups import Structure, Unstructured
 from keras_gibbs.typing import Tensor
 
@@ -28,7 +29,7 @@ class DynamicMethod(SharesCounts, PruningMethod):
     Attributes:
         sparsity: Fraction of the groups that is removed at every moment, a number in [0, 1).
         structure: `Unstructured()`, `Kernel()` or `Filter()`; groups are dropped by the mean square of their weights.
-        scope: `"shape"` (ERK) keeps small kernels denser; `"layer"` removes the same fraction in every layer.
+        scope: `"shape"` (ERK) keeps small kernels denser; `"layer"` removes the same fraction in every layer, a `Table` what it says.
         fraction: How many of the kept groups the first update moves, in (0, 1]; it falls to 0 at `end` by a cosine.
         every: The progress of training between two updates, in (0, 1]. They come when the callback moves: with `update_freq="batch"` on time, with `"epoch"` at
             most once an epoch.
@@ -37,7 +38,7 @@ class DynamicMethod(SharesCounts, PruningMethod):
 
     sparsity: float
     structure: Structure = dataclasses.field(default=Unstructured(), kw_only=True)
-    scope: str = dataclasses.field(default="shape", kw_only=True)
+    scope: str | Table = dataclasses.field(default="shape", kw_only=True)
     fraction: float = dataclasses.field(default=0.3, kw_only=True)
     every: float = dataclasses.field(default=0.01, kw_only=True)
     end: float = dataclasses.field(default=0.75, kw_only=True)
@@ -49,8 +50,8 @@ class DynamicMethod(SharesCounts, PruningMethod):
         check_structure(self.structure)
         if not self.structure.one_contest:
             raise ValueError(f"{type(self).__name__} moves groups within one contest. Received: structure={self.structure!r}. Use `Unstructured()`.")
-        if self.scope not in ("layer", "shape"):
-            raise ValueError(f"`scope` of {type(self).__name__} must be 'shape' or 'layer'. Received: scope={self.scope!r}.")
+        if self.scope not in ("layer", "shape") and not isinstance(self.scope, Table):
+            raise ValueError(f"`scope` of {type(self).__name__} must be 'shape', 'layer' or a `Table`. Received: scope={self.scope!r}.")
         for name in ("fraction", "every", "end"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` must lie in (0, 1]. Received: {name}={getattr(self, name)!r}.")

@@ -22,6 +22,7 @@ class Magnitude(WeighingMethod):
             is decided by `prune`, and again by `GibbsPruningCallback` while it moves, before validation and at the end of `fit`. A layer may lose all.
             `"shape"` fixes the counts by the shapes of the kernels, in proportion to the sums of their dimensions, so that small ones stay denser.
             `"lamp"` ranks all together by their worth over the worth of all that is larger in their layer, so that no layer is lost.
+            A `Table` gives weights sparsities of their own by name.
         floor: With `scope="global"`, the least density of a layer as a fraction of that of the network, in [0, 1].
         settle: The progress of training, in (0, 1], from which the mask is held as it is and only the kept weights train on; None for never.
 

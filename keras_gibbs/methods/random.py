@@ -11,6 +11,7 @@ from keras_gibbs.methods.weighing import check_scope
 from keras_gibbs.numerics.noise import Uniform
 from keras_gibbs.schedules import Schedule
 from keras_gibbs.specs import Spec
+from keras_gibbs.structure.allocation import Table
 from keras_gibbs.structure.groups import Structure, Unstructured
 
 
@@ -36,7 +37,7 @@ class Random(RankedMethod):
 
     sparsity: float | Schedule
     structure: Structure = dataclasses.field(default=Unstructured(), kw_only=True)
-    scope: str = dataclasses.field(default="layer", kw_only=True)
+    scope: str | Table = dataclasses.field(default="layer", kw_only=True)
 
     def __post_init__(self):
         sparsity = check_sparsity(self.sparsity)

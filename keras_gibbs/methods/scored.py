@@ -15,6 +15,7 @@ from keras_gibbs.methods.weighing import check_floor, check_scope
 from keras_gibbs.numerics import ranking
 from keras_gibbs.schedules import Schedule
 from keras_gibbs.structure import allocation
+from keras_gibbs.structure.allocation import Table
 from keras_gibbs.structure.groups import Structure, Unstructured
 
 Scorer = Callable[[list[np.ndarray]], list[np.ndarray]]
@@ -30,7 +31,7 @@ class ScoredMethod(FindsMasks, PruningMethod):
     Attributes:
         sparsity: Fraction of the groups that is removed, a number in [0, 1).
         structure: `Unstructured()`, `Kernel()`, `Filter()` or another structure; groups are ranked by the mean score of their weights.
-        scope: `"global"` ranks the groups of all layers together; `"layer"`, `"shape"` (ERK) and `"lamp"` share out as elsewhere.
+        scope: `"global"` ranks the groups of all layers together; `"layer"`, `"shape"` (ERK), `"lamp"` and a `Table` share out as elsewhere.
         floor: With `scope="global"`, the least density of a layer as a fraction of that of the network, in [0, 1]. `prune` warns where a layer loses all.
         rescale: Whether the kept weights of every layer are multiplied so that their sum of squares is what it was before pruning, which restores the variance
             of its outputs. (In the spirit of Hayou et al. 2021, Robust pruning at initialization, https://arxiv.org/abs/2002.08797; their formula not checked.)
@@ -38,7 +39,7 @@ class ScoredMethod(FindsMasks, PruningMethod):
 
     sparsity: float
     structure: Structure = dataclasses.field(default=Unstructured(), kw_only=True)
-    scope: str = dataclasses.field(default="global", kw_only=True)
+    scope: str | Table = dataclasses.field(default="global", kw_only=True)
     floor: float = dataclasses.field(default=0.0, kw_only=True)
     rescale: bool = dataclasses.field(default=False, kw_only=True)
 
@@ -91,7 +92,7 @@ class ScoredMethod(FindsMasks, PruningMethod):
         """The masks, in the shapes of the weights, of the groups of the highest scores."""
         grouped = [self._grouped(weight, score) for weight, score in zip(weights, scores, strict=True)]
         flat, groups = [score.reshape(-1) for score in grouped], [score.shape[2] for score in grouped]
-        counts = allocation.counts(self.scope, sparsity, [weight.shape for weight in weights], groups, flat, self.floor)
+        counts = allocation.counts(self.scope, sparsity, self.sparsity, weights, groups, flat, self.floor)
         masks = []
         for weight, score, count in zip(weights, grouped, counts, strict=True):
             mask = ranking.top(ranking.to_key(ops.convert_to_tensor(score)), count)

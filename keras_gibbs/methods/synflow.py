@@ -13,7 +13,7 @@ class SynFlow(ScoredMethod):
     """Keep the weights through which most of the signal of an input of ones flows, in many steps, without data or loss.
 
     In a network without biases every layer has the same sum of scores, so that a layer that has lost many weights values those that are left: none is lost
-    before all are nearly gone.
+    before all are nearly gone. Bounded activations count as linear, see `SynapticFlow`.
 
     Args:
         sparsity: Fraction of the groups that is removed in the end, a number in [0, 1).

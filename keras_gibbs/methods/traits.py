@@ -46,7 +46,7 @@ class ObservesGradients:
 class SharesCounts:
     """How many groups are kept is shared out among the weights of a model, unless `scope` is `"layer"`."""
 
-    scope: str = "layer"
+    scope: Any = "layer"
     floor: float = 0.0  # the least density of a weight, as a fraction of that of the network, where all are ranked together
     settle: float | None = None  # the progress from which the mask is held, if ever: counts are then shared out a last time
 

@@ -14,7 +14,7 @@ from keras_gibbs.numerics.ranking import to_scale
 from keras_gibbs.schedules import Schedule
 from keras_gibbs.scores.criteria import Criterion, SquaredWeight
 from keras_gibbs.specs import Spec
-from keras_gibbs.structure.allocation import SCOPES
+from keras_gibbs.structure.allocation import SCOPES, Table
 from keras_gibbs.structure.groups import Structure, Unstructured
 from keras_gibbs.typing import Tensor
 
@@ -27,7 +27,7 @@ class WeighingMethod(ObservesGradients, ChecksTraining, RankedMethod):
         sparsity: Fraction of the groups that is removed, in [0, 1), or a `Schedule` of it.
         structure: `Unstructured()`, `Kernel()` or `Filter()`.
         criterion: What a weight is worth.
-        scope: `"layer"`, `"global"`, `"shape"` or `"lamp"`.
+        scope: `"layer"`, `"global"`, `"shape"`, `"lamp"` or a `Table`.
         floor: The least density of a layer with `scope="global"`, as a fraction of that of the network.
         settle: The progress of training from which the mask is held as it is, in (0, 1]; None for never.
     """
@@ -35,7 +35,7 @@ class WeighingMethod(ObservesGradients, ChecksTraining, RankedMethod):
     sparsity: float | Schedule
     structure: Structure = dataclasses.field(default=Unstructured(), kw_only=True)
     criterion: Criterion = dataclasses.field(default=SquaredWeight(), kw_only=True)
-    scope: str = dataclasses.field(default="layer", kw_only=True)
+    scope: str | Table = dataclasses.field(default="layer", kw_only=True)
     floor: float = dataclasses.field(default=0.0, kw_only=True)
     settle: float | None = dataclasses.field(default=None, kw_only=True)
 
@@ -121,8 +121,8 @@ class WeighingMethod(ObservesGradients, ChecksTraining, RankedMethod):
 
 def check_scope(scope, structure: Structure) -> None:
     """Raise `ValueError` unless `scope` is one, and one in which groups of `structure` can be shared out."""
-    if not isinstance(scope, str) or scope not in SCOPES:
-        raise ValueError(f"`scope` must be one of {SCOPES}. Received: scope={scope!r}.")
+    if not isinstance(scope, Table) and not (isinstance(scope, str) and scope in SCOPES):
+        raise ValueError(f"`scope` must be one of {SCOPES} or a `Table`. Received: scope={scope!r}.")
     if scope != "layer" and not structure.one_contest:
         raise ValueError(
             f"{structure.brief()} fixes how many are kept of every few weights, so nothing can be shared out. Received: scope={scope!r}. Use `scope='layer'`."

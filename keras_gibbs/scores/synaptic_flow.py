@@ -9,14 +9,16 @@ from keras import ops, tree
 from keras_gibbs.numerics.autodiff import gradients, traced
 from keras_gibbs.scores.losses import call
 from keras_gibbs.structure.copying import transfer
+from keras_gibbs.structure.graph import walk
 from keras_gibbs.structure.prunable import Prunable, prunable_weights
 
 
 class SynapticFlow:
     """|theta dR/dtheta|, where R is the sum of the outputs for an input of ones, with every parameter and statistic in its absolute value.
 
-    The model itself stays as it is: the absolute values are given to a pure call. In a deep network R leaves the range of float32: everything is then
-    computed in a copy of the model in float64.
+    The model itself stays as it is: a copy is called with the absolute values. In it bounded activations (softmax, sigmoid, tanh, relu6) are linear, as ReLU is
+    to a signal that is never negative: the theory needs that, and a softmax has the same sum for any signal. In a deep network R leaves the range of float32:
+    everything is then computed in float64.
 
     Args:
         model: A built Sequential or Functional model, whose inputs have a known shape.
@@ -31,7 +33,7 @@ class SynapticFlow:
     def __init__(self, model, weights: list[Prunable]):
         self.paths = [weight.path for weight in weights]
         self.model = model
-        self.signal = Signal(model, weights)
+        self.signal = Signal(linearized(model, "float32"), self.paths)
         self.is_double = False
 
     def scores(self, masks: list[np.ndarray]) -> list[np.ndarray]:
@@ -41,7 +43,7 @@ class SynapticFlow:
             if _is_usable(found):
                 return _relative(found)
             with double_precision():
-                self.signal = Signal(in_float64(self.model), self.paths)
+                self.signal = Signal(linearized(self.model, "float64"), self.paths)
             self.is_double = True
         with double_precision():
             found = self.signal.scores(masks)
@@ -51,12 +53,12 @@ class SynapticFlow:
 
 
 class Signal:
-    """The signal through a model of one dtype, and the scores that follow from it; arguments as those of `SynapticFlow`, weights also by their paths."""
+    """The signal through a `linearized` model, and the scores that follow from it, of the weights at `paths`."""
 
-    def __init__(self, model, weights):
+    def __init__(self, model, paths: list[str]):
         inputs = _ones(model)
         by_path = {weight.path: weight.variable for weight in prunable_weights(model)}
-        scored = [by_path[weight if isinstance(weight, str) else weight.path] for weight in weights]
+        scored = [by_path[path] for path in paths]
         known = {id(variable) for variable in scored}
         others = [variable for variable in model.variables if id(variable) not in known and "float" in variable.dtype]
         self.scored, self.others = ([ops.absolute(ops.convert_to_tensor(variable)) for variable in group] for group in (scored, others))
@@ -98,19 +100,27 @@ def _ones(model):
     return tree.map_structure(ones, model.inputs[0] if isinstance(model, keras.Sequential) else model.input)
 
 
-def in_float64(model):
-    """A copy of `model` that computes in float64."""
+BOUNDED = ("softmax", "log_softmax", "sigmoid", "hard_sigmoid", "tanh", "relu6")
 
-    def wider(value):
+
+def linearized(model, dtype: str):
+    """A copy of `model` that computes in `dtype`, without the activations that are bounded and would stop a large signal."""
+
+    def changed(value):
         if isinstance(value, dict):
             if "DTypePolicy" in str(value.get("class_name")):
-                return "float64"
-            return {key: wider(part) for key, part in value.items()}
+                return dtype
+            if value.get("class_name") == "Softmax":
+                value = {**value, "class_name": "Activation", "config": {"name": value["config"]["name"], "dtype": dtype, "activation": "linear"}}
+            if value.get("class_name") == "ReLU":
+                value = {**value, "config": {**value["config"], "max_value": None}}
+            bounded = value.get("activation") in BOUNDED and "recurrent_activation" not in value
+            return {key: "linear" if bounded and key == "activation" else changed(part) for key, part in value.items()}
         if isinstance(value, (list, tuple)):
-            return type(value)(wider(part) for part in value)
-        return "float64" if isinstance(value, str) and value in ("float32", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16") else value
+            return type(value)(changed(part) for part in value)
+        return dtype if isinstance(value, str) and value in ("float32", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16") else value
 
-    copy = type(model).from_config(wider(model.get_config()))
+    copy = type(model).from_config(changed(model.get_config()), custom_objects={type(layer).__name__: type(layer) for layer in walk(model)})
     transfer(model, copy)
     return copy
 

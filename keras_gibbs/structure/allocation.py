@@ -1,34 +1,79 @@
 """How the layers of a network share out the groups that are kept."""
 
+import dataclasses
 import math
+import re
 
 import numpy as np
 
+from keras_gibbs.configuration import Configuration, register
 from keras_gibbs.numerics.ranking import count_kept
 
 SCOPES = ("layer", "global", "shape", "lamp")
 
 
-def counts(
-    scope: str, sparsity: float, shapes: list[tuple[int, ...]], groups: list[int], scores: list[np.ndarray] | None = None, floor: float = 0.0
-) -> list[int]:
-    """How many groups every layer keeps at a `sparsity` of the network.
+@register
+@dataclasses.dataclass(frozen=True)
+class Table(Configuration):
+    """A sparsity for every weight by name, where a method takes a `scope`.
 
     Args:
-        scope: `"layer"`, `"shape"`, `"global"` or `"lamp"`.
+        sparsities: Dict, or pairs, from regular expressions, searched in the paths of the weights, to sparsities in [0, 1). The first that is found counts; a
+            weight without one has the sparsity of the method. With a schedule all move in proportion to it.
+
+    Raises:
+        ValueError: For a sparsity outside [0, 1) or something that is not a regular expression.
+
+    Example:
+
+    >>> kg.Magnitude(kg.Polynomial(0.0, 0.9), scope=kg.Table({"stem": 0.5, "block[12]/": 0.95}))
+    """
+
+    sparsities: tuple[tuple[str, float], ...]
+
+    def __post_init__(self):
+        pairs = self.sparsities.items() if isinstance(self.sparsities, dict) else self.sparsities
+        object.__setattr__(self, "sparsities", tuple((pattern, float(sparsity)) for pattern, sparsity in pairs))
+        for pattern, sparsity in self.sparsities:
+            try:
+                re.compile(pattern)
+            except (re.error, TypeError) as error:
+                raise ValueError(f"The keys of a table must be regular expressions. Received: {pattern!r} ({error}).") from error
+            if not 0.0 <= sparsity < 1.0:
+                raise ValueError(f"The sparsities of a table lie in [0, 1): fractions removed. Received: {{{pattern!r}: {sparsity!r}}}.")
+
+    def sparsity(self, path: str, now: float, final: float) -> float:
+        """The sparsity of the weight at `path`, where that of the method is `now`, and `final` in the end."""
+        named = (sparsity for pattern, sparsity in self.sparsities if re.search(pattern, path))
+        return next((sparsity * (now / final if final else 1.0) for sparsity in named), now)
+
+
+def counts(scope, sparsity: float, final: float, weights: list, groups: list[int], scores: list[np.ndarray] | None = None, floor: float = 0.0) -> list[int]:
+    """How many groups every weight keeps at a `sparsity` of the network.
+
+    Args:
+        scope: `"layer"`, `"shape"`, `"global"`, `"lamp"` or a `Table`.
         sparsity: The fraction that is removed, in [0, 1).
-        shapes: One kernel shape a layer.
-        groups: How many groups each layer has.
-        scores: What `"global"` and `"lamp"` compare, one array `(groups,)` a layer.
-        floor: With `"global"`, the least density of a layer as a fraction of that of the network.
+        final: The fraction that is removed in the end.
+        weights: List of `Prunable`.
+        groups: How many groups each weight has.
+        scores: What `"global"` and `"lamp"` compare, one array `(groups,)` a weight.
+        floor: With `"global"`, the least density of a weight as a fraction of that of the network.
     """
     if scope == "layer":
         return [count_kept(count, sparsity) for count in groups]
+    if isinstance(scope, Table):
+        return [count_kept(count, scope.sparsity(weight.path, sparsity, final)) for weight, count in zip(weights, groups, strict=True)]
     if scope == "shape":
-        return by_shape(shapes, groups, 1.0 - sparsity)
+        return by_shape([weight.shape for weight in weights], groups, 1.0 - sparsity)
     scores = [lamp(score) for score in scores] if scope == "lamp" else scores
     least = [max(1, int(floor * (1.0 - sparsity) * count)) if floor else 0 for count in groups]
     return by_score(scores, count_kept(sum(groups), sparsity), least)
+
+
+def needs_scores(scope) -> bool:
+    """Whether `counts` compares scores in this scope."""
+    return scope in ("global", "lamp")
 
 
 def lamp(scores: np.ndarray) -> np.ndarray:

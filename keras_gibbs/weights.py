@@ -2,17 +2,19 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.methods.traits import FollowsWeights, LearnsMasks, ObservesGradients, RemovesUnits, SharesCounts, method_for
 from keras_gibbs.numerics.compilation import compiled
 from keras_gibbs.numerics.noise import Uniform, halves
 from keras_gibbs.numerics.ranking import count_removed
+from keras_gibbs.numerics.rows import LONGEST, lengthened, row_length, shortened
 from keras_gibbs.specs import Spec
 from keras_gibbs.structure.layouts import Layout
 from keras_gibbs.structure.prunable import Prunable
@@ -67,36 +69,34 @@ class Masks:
         return self.method.apply(weight, mask, state) if isinstance(self.method, LearnsMasks) else weight * mask
 
     def train(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, State]:
-        """The masked weight of one training step, and the state that follows from the weight."""
+        """The masked weight of one training step, and the state that follows from the weight; gradients reach the state that learns masks."""
+        mask, updates = self._sample(weight, state, key, draw)
+        return self.apply(weight, mask, state), updates
+
+    def step(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, Tensor, State]:
+        """`train` for masks that do not learn: the masked weight, its mask in the weight's shape and dtype, and the state that follows from the weight."""
+        mask, updates = self._sample(weight, state, key, draw)
+        mask = ops.cast(self.restore(mask), weight.dtype)
+        return weight * mask, mask, updates
+
+    def _sample(self, weight, state, key, draw):
         arranged, state = self.arrange(weight), state | self._filled
         updates = self.method.follow(arranged, state) if self._follows else {}
-        mask = self.method.sample(arranged, state | updates, Uniform(key, draw))
-        return self._observed(self.apply(weight, mask, state), state), updates
+        return self.method.sample(arranged, state | updates, Uniform(key, draw)), updates
 
-    def _observed(self, masked, state):
-        """`masked` itself; on the way back its gradient gives the state that the method observes, in place of the gradients of that state."""
-        names = self.method.observed if isinstance(self.method, ObservesGradients) else ()
-        if not names:
-            return masked
+    def observe(self, gradient: Tensor, state: State) -> State:
+        """The state that follows from the gradient of the loss with respect to the masked weight."""
+        return self.method.observe(self.arrange(gradient), state)
 
-        @ops.custom_gradient
-        def observed(masked, *values):
-            def gradients(*args, upstream=None):
-                gradient = args[0] if upstream is None else upstream
-                updates = self.method.observe(self.arrange(gradient), dict(zip(names, values, strict=True)))
-                return gradient, *(updates[name] for name in names)
+    def decide(self, weight: Tensor, state: State) -> State:
+        """The decision that the deterministic mask rests on, found anew: those of its parts that are stored."""
+        arranged, state = self.arrange(weight), state | self._filled
+        return {name: value for name, value in self.method.decide(arranged, state).items() if name in state} if self._follows else {}
 
-            return masked * 1, gradients
-
-        return observed(masked, *(state[name] for name in names))
-
-    def infer(self, weight: Tensor, state: State, moved: Tensor) -> tuple[Tensor, State]:
-        """The weight under the deterministic mask, and the decision the mask rests on: found anew where `moved` is not 0, else as stored."""
-        arranged, state, updates = self.arrange(weight), state | self._filled, {}
-        if self._follows:
-            stored = {name: state[name] for name in self.method.decided if name in state}
-            updates = ops.cond(moved > 0, lambda: self.method.decide(arranged, state), lambda: stored) if stored else {}
-        return self.apply(weight, self.method.mode(arranged, state | updates), state), updates
+    def infer(self, weight: Tensor, state: State) -> Tensor:
+        """The weight under the deterministic mask, which rests on the decision as it is stored."""
+        arranged, state = self.arrange(weight), state | self._filled
+        return self.apply(weight, self.method.mode(arranged, state), state)
 
     def mode(self, weight: Tensor, state: State) -> Tensor:
         """The deterministic mask, found anew; arranged."""
@@ -134,10 +134,37 @@ class Masks:
         return updates
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=1024)
 def compiled_masks(masks: Masks, function: str) -> Callable:
-    """`masks.<function>`, compiled; weights of one method and shape share it, and with it the time to compile."""
+    """`masks.<function>`, compiled; weights of one kind share it, and with it the time to compile."""
     return compiled(getattr(masks, function))
+
+
+class CompiledMasks:
+    """The functions of `Masks`, compiled: for rows of a few lengths where the method allows it, so that weights of many shapes share them.
+
+    Args:
+        masks: The `Masks` of a weight.
+    """
+
+    def __init__(self, masks: Masks):
+        method = masks.method.without_numbers()
+        self._shape, self._size = masks.shape, math.prod(masks.shape)
+        self._length = row_length(self._size) if method.lengthens else None
+        self._masks = Masks(method, (self._length,), Layout((), (), (0,))) if self._length else dataclasses.replace(masks, method=method)
+
+    def __call__(self, function: str, weight: Tensor, state: State, *args):
+        """`masks.<function>(weight, state, *args)`."""
+        run = compiled_masks(self._masks, function)
+        if not self._length:
+            return run(weight, state, *args)
+        row = lengthened(ops.reshape(weight, (-1,)), self._length)
+        return tree.map_structure(self._restore, run(row, self._masks.method.lengthen(state, self._size, self._length), *args))
+
+    def _restore(self, x):
+        if len(x.shape) == 1:
+            return ops.reshape(shortened(x, self._size), self._shape)
+        return shortened(x, self._size, axis=2) if len(x.shape) == 4 else x
 
 
 class MaskedWeight:
@@ -160,6 +187,7 @@ class MaskedWeight:
         method.check(weight)
         self.weight, self.method = weight, method
         self.masks = Masks(method, weight.shape, weight.layout)
+        self._compiled = CompiledMasks(self.masks)
         self.key = add_variable("key", halves(seed), "int32", False, False)  # saved, so that a resumed run needs no seed
         self.state = {name: add_variable(name, spec.value, spec.dtype, spec.trainable, spec.overwritten) for name, spec in self.specs().items()}
 
@@ -196,21 +224,50 @@ class MaskedWeight:
             self.state[name].assign(value)
 
     def _run(self, function, *args):
-        return compiled_masks(self.masks, function)(self.value(), self.values(), *args)
+        return self._compiled(function, self.value(), self.values(), *args)
 
     # In the forward pass.
 
     def train(self, draw: Tensor) -> Tensor:
         """The weight under a mask drawn for one training step, the `draw`-th."""
-        masked, updates = compiled_masks(self.masks, "train")(ops.convert_to_tensor(self.variable), self.values(), ops.convert_to_tensor(self.key), draw)
+        weight, state, key = ops.convert_to_tensor(self.variable), self.values(), ops.convert_to_tensor(self.key)
+        if isinstance(self.method, LearnsMasks):
+            masked, updates = self._compiled("train", weight, state, key, draw)
+        else:
+            # A compiled function that nothing differentiates is compiled once: its gradient is the mask, which it gives.
+            still = {name: ops.stop_gradient(value) for name, value in state.items()}
+            masked, mask, updates = self._compiled("step", ops.stop_gradient(weight), still, key, draw)
+            masked = self._linked(weight, masked, mask, state)
         self.assign(updates)
         return masked
 
+    def _linked(self, weight, masked, mask, state):
+        """`masked` itself; its gradient is the mask's for the weight, and for the state that the method observes its new values."""
+        names = self.method.observed if isinstance(self.method, ObservesGradients) else ()
+
+        @ops.custom_gradient
+        def linked(weight, masked, mask, *values):
+            def gradients(*args, upstream=None):
+                gradient = args[0] if upstream is None else upstream
+                updates = self._compiled("observe", gradient, dict(zip(names, values, strict=True))) if names else {}
+                return gradient * mask, ops.zeros_like(masked), ops.zeros_like(mask), *(updates[name] for name in names)
+
+            return masked, gradients
+
+        return linked(weight, masked, mask, *(state[name] for name in names))
+
     def infer(self, moved: Tensor) -> Tensor:
         """The weight under the deterministic mask, which is found anew where `moved` is not 0."""
-        masked, updates = self._run("infer", moved)
+        weight, state = self.value(), self.values()
+        stored = {name: state[name] for name in self.method.decided if name in state} if isinstance(self.method, FollowsWeights) else {}
+        find = self._compiled if math.prod(self.weight.shape) > LONGEST else self._plain
+        updates = ops.cond(moved > 0, lambda: find("decide", weight, state), lambda: stored) if stored else {}
         self.assign(updates)
-        return masked
+        run = self._compiled if "cut_key" in state else self._plain
+        return run("infer", weight, state | updates)
+
+    def _plain(self, function, weight, state, *args):
+        return getattr(self.masks, function)(weight, state, *args)
 
     # Outside of it: values can be read, and nothing is compiled but the noise.
 

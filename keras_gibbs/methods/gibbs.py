@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_gibbs.configuration import register
 from keras_gibbs.methods.base import check_sparsity
+from keras_gibbs.methods.ranked import mean_of
 from keras_gibbs.methods.weighing import WeighingMethod
 from keras_gibbs.numerics import ranking
 from keras_gibbs.sampling import samplers
@@ -148,6 +149,10 @@ class Gibbs(WeighingMethod):
             return ops.log(ops.maximum(state["threshold"], SMALLEST)) - ops.log(ops.maximum(worth, SMALLEST))
         return state["threshold"] - worth
 
+    @property
+    def lengthens(self):
+        return super().lengthens and type(self.law) is Independent and self.count == "free"
+
     def draw(self, weight, state, uniform):
         field = self.field(weight, state)
         if self.count == "exact":
@@ -157,4 +162,4 @@ class Gibbs(WeighingMethod):
     def figures(self, weight, state, uniform):
         mask = self.sample(weight, state, uniform)
         energy = self.law.energy(2.0 * mask - 1.0, self.field(weight, state))
-        return {"beta": state["beta"], "kept": ops.mean(mask), "energy": ops.mean(energy)}
+        return {"beta": state["beta"], "kept": mean_of(mask, state), "energy": mean_of(energy, state)}

@@ -11,7 +11,7 @@ from keras import ops, tree
 
 from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.methods.traits import FollowsWeights, LearnsMasks, ObservesGradients, RemovesUnits, SharesCounts, method_for
-from keras_gibbs.numerics.compilation import compiled
+from keras_gibbs.numerics.compilation import compiled, traced
 from keras_gibbs.numerics.noise import Uniform, halves
 from keras_gibbs.numerics.ranking import count_removed
 from keras_gibbs.numerics.rows import LONGEST, lengthened, row_length, shortened
@@ -73,8 +73,12 @@ class Masks:
         mask, updates = self._sample(weight, state, key, draw)
         return self.apply(weight, mask, state), updates
 
-    def step(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, Tensor, State]:
-        """`train` for masks that do not learn: the masked weight, its mask in the weight's shape and dtype, and the state that follows from the weight."""
+    def step(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """The mask of one training step, arranged, and the state that follows from the weight."""
+        return self._sample(weight, state, key, draw)
+
+    def fused_step(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, Tensor, State]:
+        """`step` and what it masks in one pass over memory: the masked weight, the mask in the weight's shape and dtype, and the state."""
         mask, updates = self._sample(weight, state, key, draw)
         mask = ops.cast(self.restore(mask), weight.dtype)
         return weight * mask, mask, updates
@@ -93,6 +97,11 @@ class Masks:
         arranged, state = self.arrange(weight), state | self._filled
         return {name: value for name, value in self.method.decide(arranged, state).items() if name in state} if self._follows else {}
 
+    def refresh(self, weight: Tensor, state: State, moved: Tensor) -> State:
+        """The decision, found anew where `moved` is not 0, else as it is stored."""
+        stored = {name: state[name] for name in self.method.decided if name in state}
+        return ops.cond(moved > 0, lambda: self.decide(weight, state), lambda: stored)
+
     def infer(self, weight: Tensor, state: State) -> Tensor:
         """The weight under the deterministic mask, which rests on the decision as it is stored."""
         arranged, state = self.arrange(weight), state | self._filled
@@ -106,18 +115,13 @@ class Masks:
     def _decided(self, arranged, state):
         return state | self.method.decide(arranged, state) if self._follows else state
 
-    def draw(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> Tensor:
-        """A sample from the current state, with everything that follows from the weight computed exactly; arranged."""
-        arranged, state = self.arrange(weight), self._followed(weight, state)
-        return self.method.sample(arranged, state, Uniform(key, draw))
+    def follow(self, weight: Tensor, state: State) -> State:
+        """What follows from the weight of the state that a sample needs, exactly."""
+        return self.method.follow(self.arrange(weight), state | self._filled, exact=True) if self._follows else {}
 
-    def figures(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> State:
-        """The method's figures, of the sample that `draw` gives."""
-        return self.method.figures(self.arrange(weight), self._followed(weight, state), Uniform(key, draw))
-
-    def _followed(self, weight, state):
-        state = state | self._filled
-        return state | self.method.follow(self.arrange(weight), state, exact=True) if self._follows else state
+    def figures(self, weight: Tensor, state: State, mask: Tensor) -> State:
+        """The method's figures, of an arranged `mask` that was drawn from this state."""
+        return self.method.figures(self.arrange(weight), state | self._filled, mask)
 
     def scores(self, weight: Tensor, state: State) -> Tensor:
         """The scores by which a ranking method compares the groups, `(1, 1, groups, contests)`."""
@@ -135,9 +139,9 @@ class Masks:
 
 
 @functools.lru_cache(maxsize=1024)
-def compiled_masks(masks: Masks, function: str) -> Callable:
-    """`masks.<function>`, compiled; weights of one kind share it, and with it the time to compile."""
-    return compiled(getattr(masks, function))
+def compiled_masks(masks: Masks, function: str, fused: bool = True) -> Callable:
+    """`masks.<function>`, compiled, or only traced; weights of one kind share it, and with it the time that takes."""
+    return (compiled if fused else traced)(getattr(masks, function))
 
 
 class CompiledMasks:
@@ -153,18 +157,32 @@ class CompiledMasks:
         self._length = row_length(self._size) if method.lengthens else None
         self._masks = Masks(method, (self._length,), Layout((), (), (0,))) if self._length else dataclasses.replace(masks, method=method)
 
-    def __call__(self, function: str, weight: Tensor, state: State, *args):
-        """`masks.<function>(weight, state, *args)`."""
-        run = compiled_masks(self._masks, function)
+    def __call__(self, function: str, weight: Tensor, state: State, *args, fused: bool = True):
+        """`masks.<function>(weight, state, *args)`; not `fused` is quick to compile and slower to run."""
+        run = compiled_masks(self._masks, function, fused)
         if not self._length:
             return run(weight, state, *args)
         row = lengthened(ops.reshape(weight, (-1,)), self._length)
+        args = [lengthened(x, self._length, axis=2) if len(x.shape) == 4 else x for x in args]
         return tree.map_structure(self._restore, run(row, self._masks.method.lengthen(state, self._size, self._length), *args))
 
     def _restore(self, x):
         if len(x.shape) == 1:
             return ops.reshape(shortened(x, self._size), self._shape)
         return shortened(x, self._size, axis=2) if len(x.shape) == 4 else x
+
+
+def _linked(weight, masked, mask):
+    """`masked`, which is `weight * mask`, with that as the gradient's way to `weight`."""
+
+    @ops.custom_gradient
+    def linked(weight, masked, mask):
+        def gradients(*args, upstream=None):
+            return (args[0] if upstream is None else upstream) * mask, ops.zeros_like(masked), ops.zeros_like(mask)
+
+        return masked, gradients
+
+    return linked(weight, masked, mask)
 
 
 class MaskedWeight:
@@ -223,51 +241,54 @@ class MaskedWeight:
         for name, value in updates.items():
             self.state[name].assign(value)
 
-    def _run(self, function, *args):
-        return self._compiled(function, self.value(), self.values(), *args)
+    @property
+    def _is_large(self):
+        return math.prod(self.weight.shape) > LONGEST
 
     # In the forward pass.
 
     def train(self, draw: Tensor) -> Tensor:
         """The weight under a mask drawn for one training step, the `draw`-th."""
         weight, state, key = ops.convert_to_tensor(self.variable), self.values(), ops.convert_to_tensor(self.key)
+        # What is compiled is not differentiated where masks do not learn: so it is compiled once, and the gradient is the mask.
+        still = ops.stop_gradient(weight), {name: ops.stop_gradient(value) for name, value in state.items()}, key, draw
         if isinstance(self.method, LearnsMasks):
             masked, updates = self._compiled("train", weight, state, key, draw)
+        elif self._is_large:
+            masked, mask, updates = self._compiled("fused_step", *still)
+            masked = _linked(weight, masked, mask)
         else:
-            # A compiled function that nothing differentiates is compiled once: its gradient is the mask, which it gives.
-            still = {name: ops.stop_gradient(value) for name, value in state.items()}
-            masked, mask, updates = self._compiled("step", ops.stop_gradient(weight), still, key, draw)
-            masked = self._linked(weight, masked, mask, state)
+            mask, updates = self._compiled("step", *still)
+            masked = self.masks.apply(weight, mask, state)
         self.assign(updates)
-        return masked
+        return self._observed(masked, state)
 
-    def _linked(self, weight, masked, mask, state):
-        """`masked` itself; its gradient is the mask's for the weight, and for the state that the method observes its new values."""
+    def _observed(self, masked, state):
+        """`masked` itself; on the way back its gradient gives the state that the method observes, in place of the gradients of that state."""
         names = self.method.observed if isinstance(self.method, ObservesGradients) else ()
+        if not names:
+            return masked
 
         @ops.custom_gradient
-        def linked(weight, masked, mask, *values):
+        def observed(masked, *values):
             def gradients(*args, upstream=None):
                 gradient = args[0] if upstream is None else upstream
-                updates = self._compiled("observe", gradient, dict(zip(names, values, strict=True))) if names else {}
-                return gradient * mask, ops.zeros_like(masked), ops.zeros_like(mask), *(updates[name] for name in names)
+                updates = self._compiled("observe", gradient, dict(zip(names, values, strict=True)))
+                return gradient, *(updates[name] for name in names)
 
-            return masked, gradients
+            return masked * 1, gradients
 
-        return linked(weight, masked, mask, *(state[name] for name in names))
+        return observed(masked, *(state[name] for name in names))
 
     def infer(self, moved: Tensor) -> Tensor:
         """The weight under the deterministic mask, which is found anew where `moved` is not 0."""
         weight, state = self.value(), self.values()
-        stored = {name: state[name] for name in self.method.decided if name in state} if isinstance(self.method, FollowsWeights) else {}
-        find = self._compiled if math.prod(self.weight.shape) > LONGEST else self._plain
-        updates = ops.cond(moved > 0, lambda: find("decide", weight, state), lambda: stored) if stored else {}
+        if not isinstance(self.method, FollowsWeights) or not any(name in state for name in self.method.decided):
+            return self.masks.infer(weight, state)
+        updates = self._compiled("refresh", weight, state, moved, fused=self._is_large)
         self.assign(updates)
-        run = self._compiled if "cut_key" in state else self._plain
-        return run("infer", weight, state | updates)
-
-    def _plain(self, function, weight, state, *args):
-        return getattr(self.masks, function)(weight, state, *args)
+        state |= updates
+        return self._compiled("infer", weight, state) if "cut_key" in state else self.masks.infer(weight, state)
 
     # Outside of it: values can be read, and nothing is compiled but the noise.
 
@@ -277,7 +298,13 @@ class MaskedWeight:
 
     def sample(self, draw: Tensor) -> Tensor:
         """A mask drawn from the current state; float32, in the weight's shape."""
-        return self.masks.restore(self._run("draw", ops.convert_to_tensor(self.key), draw))
+        return self.masks.restore(self._drawn(draw)[0])
+
+    def _drawn(self, draw):
+        """A mask drawn from the current state, arranged, and the state with all that follows from the weight exact."""
+        weight, state = self.value(), self.values()
+        state |= self._compiled("follow", weight, state) if self._is_large else self.masks.follow(weight, state)
+        return self._compiled("step", weight, state, ops.convert_to_tensor(self.key), draw)[0], state
 
     def masked(self) -> Tensor:
         """The weight that inference runs with, its mask found anew; 0 is never -0."""
@@ -290,7 +317,8 @@ class MaskedWeight:
 
     def figures(self, draw: Tensor) -> dict[str, float]:
         """The method's own figures, from the current weight and state."""
-        return {name: float(ops.convert_to_numpy(value)) for name, value in self._run("figures", ops.convert_to_tensor(self.key), draw).items()}
+        mask, state = self._drawn(draw)
+        return {name: float(ops.convert_to_numpy(value)) for name, value in self._compiled("figures", self.value(), state, mask, fused=False).items()}
 
     def scores(self) -> np.ndarray:
         """The scores by which a ranking method compares the groups, shape `(groups,)`, for a structure of one contest."""

@@ -77,8 +77,8 @@ class PruningMethod(Configuration):
         """
         return {name: schedule(progress) for name, schedule in self.schedules().items() if schedule.span is not None}
 
-    def figures(self, weight: Tensor, state: Mapping[str, Tensor], uniform) -> dict[str, Tensor]:
-        """Scalars worth following during training, by name; logged once per epoch. Arguments as in `sample`."""
+    def figures(self, weight: Tensor, state: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+        """Scalars worth following during training, by name; logged once per epoch. `mask` is one that `sample` has given for this weight and state."""
         return {}
 
 

@@ -138,7 +138,8 @@ class Gibbs(WeighingMethod):
         """Q: exact, or within 0.001 of the right fraction of the weights, found from the last step's."""
         if exact or "cut_key" not in state:
             find = ranking.quantile if self.structure.one_contest else ranking.quantile_in_contests
-            return {"threshold": find(self.scores(weight, state), state["quantile_rank"], state["quantile_offset"])}
+            guess = {"guess": ranking.to_key(state["threshold"])} if "cut_key" in state else {}
+            return {"threshold": find(self.scores(weight, state), state["quantile_rank"], state["quantile_offset"], **guess)}
         key = self.track(weight, state, state["quantile_rank"], ranking.to_key(state["threshold"]))
         return {"threshold": ranking.from_key(key), "cut_key": key}  # near the cut too: inference starts its search there
 
@@ -159,7 +160,6 @@ class Gibbs(WeighingMethod):
             return samplers.exactly(-state["beta"] * field, state["kept"], uniform)
         return ops.where(state["sparsity"] > 0, self.law.sample(field, state["beta"], uniform), 1.0)
 
-    def figures(self, weight, state, uniform):
-        mask = self.sample(weight, state, uniform)
+    def figures(self, weight, state, mask):
         energy = self.law.energy(2.0 * mask - 1.0, self.field(weight, state))
         return {"beta": state["beta"], "kept": mean_of(mask, state), "energy": mean_of(energy, state)}

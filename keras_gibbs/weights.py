@@ -251,7 +251,8 @@ class MaskedWeight:
         """The weight under a mask drawn for one training step, the `draw`-th."""
         weight, state, key = ops.convert_to_tensor(self.variable), self.values(), ops.convert_to_tensor(self.key)
         # What is compiled is not differentiated where masks do not learn: so it is compiled once, and the gradient is the mask.
-        still = ops.stop_gradient(weight), {name: ops.stop_gradient(value) for name, value in state.items()}, key, draw
+        still = {name: ops.stop_gradient(value) for name, value in state.items() if name != "decision"}
+        still = ops.stop_gradient(weight), still, key, draw
         if isinstance(self.method, LearnsMasks):
             masked, updates = self._compiled("train", weight, state, key, draw)
         elif self._is_large:
@@ -304,7 +305,8 @@ class MaskedWeight:
         """A mask drawn from the current state, arranged, and the state with all that follows from the weight exact."""
         weight, state = self.value(), self.values()
         state |= self._compiled("follow", weight, state) if self._is_large else self.masks.follow(weight, state)
-        return self._compiled("step", weight, state, ops.convert_to_tensor(self.key), draw)[0], state
+        needed = {name: value for name, value in state.items() if name != "decision"}  # as in training, whose compiled function serves here
+        return self._compiled("step", weight, needed, ops.convert_to_tensor(self.key), draw)[0], state
 
     def masked(self) -> Tensor:
         """The weight that inference runs with, its mask found anew; 0 is never -0."""

@@ -108,7 +108,7 @@ class RankedMethod(FollowsWeights, SharesCounts, PruningMethod):
         numbers = {"groups": groups, "tolerance": int(TRACKED_TOLERANCE * groups)}
         if "quantile_rank" in state:
             numbers["quantile_rank"] = state["quantile_rank"] + (length - groups)
-        rows = {name: lengthened(value, length, axis=2) if len(value.shape) == 4 else value for name, value in state.items() if name != "decision"}
+        rows = {name: lengthened(value, length, axis=2) if len(value.shape) == 4 else value for name, value in state.items()}
         return rows | {name: ops.cast(value, "int32") for name, value in numbers.items()}
 
 

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.methods.traits import DecaysWeights, FollowsWeights, LearnsMasks, ObservesGradients, RemovesUnits, SharesCounts, method_for
-from keras_gibbs.numerics.compilation import compiled
+from keras_gibbs.numerics.compilation import compiled, traced
 from keras_gibbs.numerics.noise import Uniform, halves
 from keras_gibbs.numerics.ranking import count_removed
-from keras_gibbs.numerics.replicas import has_replicas, sum_over_replicas
+from keras_gibbs.numerics.replicas import sum_over_replicas
+from keras_gibbs.numerics.rows import LONGEST, lengthened, row_length, shortened
 from keras_gibbs.specs import Spec
 from keras_gibbs.structure.layouts import Layout
 from keras_gibbs.structure.prunable import Prunable
@@ -69,61 +70,43 @@ class Masks:
         return self.method.apply(weight, mask, state) if isinstance(self.method, LearnsMasks) else weight * mask
 
     def train(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, State]:
-        """The masked weight of one training step, and the state that follows from the weight."""
+        """The masked weight of one training step, and the state that follows from the weight; gradients reach the state that learns masks."""
+        mask, updates = self._sample(weight, state, key, draw)
+        return self.apply(weight, mask, state), updates
+
+    def step(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """The mask of one training step, arranged, and the state that follows from the weight."""
+        return self._sample(weight, state, key, draw)
+
+    def fused_step(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, Tensor, State]:
+        """`step` and what it masks in one pass over memory: the masked weight, the mask in the weight's shape and dtype, and the state."""
+        mask, updates = self._sample(weight, state, key, draw)
+        mask = ops.cast(self.restore(mask), weight.dtype)
+        return weight * mask, mask, updates
+
+    def _sample(self, weight, state, key, draw):
         arranged, state = self.arrange(weight), state | self._filled
         updates = self.method.follow(arranged, state) if self._follows else {}
-        mask = self.method.sample(arranged, state | updates, Uniform(key, draw))
-        return self.apply(self._decayed(weight, state), mask, state), updates
+        return self.method.sample(arranged, state | updates, Uniform(key, draw)), updates
 
-    def _decayed(self, weight, state):
-        """`weight` itself; on the way back its gradient gains the method's decay times the weight."""
-        if not isinstance(self.method, DecaysWeights):
-            return weight
+    def observe(self, gradient: Tensor, state: State) -> State:
+        """The state that follows from the gradient of the loss with respect to the masked weight."""
+        return self.method.observe(self.arrange(gradient), state)
 
-        @ops.custom_gradient
-        def decayed(weight, factor):
-            def gradients(*args, upstream=None):
-                return (args[0] if upstream is None else upstream) + factor * weight, ops.zeros_like(factor)
+    def decide(self, weight: Tensor, state: State) -> State:
+        """The decision that the deterministic mask rests on, found anew: those of its parts that are stored."""
+        arranged, state = self.arrange(weight), state | self._filled
+        return {name: value for name, value in self.method.decide(arranged, state).items() if name in state} if self._follows else {}
 
-            return weight * 1, gradients
+    def refresh(self, weight: Tensor, state: State, moved: Tensor) -> State:
+        """The decision, found anew where `moved` is not 0, else as it is stored."""
+        stored = {name: state[name] for name in self.method.decided if name in state}
+        return ops.cond(moved > 0, lambda: self.decide(weight, state), lambda: stored)
 
-        return decayed(weight, ops.cast(self.restore(self.method.decay(state)), weight.dtype))
-
-    def train_observed(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, State]:
-        """`train` of a method that observes gradients."""
-        masked, updates = self.train(weight, state, key, draw)
-        return self.observed(masked, state), updates
-
-    @property
-    def observes(self) -> bool:
-        """Whether the method observes gradients."""
-        return isinstance(self.method, ObservesGradients) and bool(self.method.observed)
-
-    def observed(self, masked: Tensor, state: State, total: Callable[[Tensor], Tensor] = lambda gradient: gradient) -> Tensor:
-        """`masked` itself; on the way back its gradient gives the state that the method observes, in place of the gradients of that state.
-
-        `total` makes the gradient of the whole batch from that of the part which one replica sees.
-        """
-        names = self.method.observed
-
-        @ops.custom_gradient
-        def observed(masked, *values):
-            def gradients(*args, upstream=None):
-                gradient = args[0] if upstream is None else upstream
-                updates = self.method.observe(self.arrange(total(gradient)), dict(zip(names, values, strict=True)))
-                return gradient, *(updates[name] for name in names)
-
-            return masked * 1, gradients
-
-        return observed(masked, *(state[name] for name in names))
-
-    def infer(self, weight: Tensor, state: State, moved: Tensor) -> tuple[Tensor, State]:
-        """The weight under the deterministic mask, and the decision the mask rests on: found anew where `moved` is not 0, else as stored."""
-        arranged, state, updates = self.arrange(weight), state | self._filled, {}
-        if self._follows:
-            stored = {name: state[name] for name in self.method.decided if name in state}
-            updates = ops.cond(moved > 0, lambda: self.method.decide(arranged, state), lambda: stored) if stored else {}
-        return self.apply(weight, self.method.mode(arranged, state | updates), state), updates
+    def infer(self, weight: Tensor, state: State) -> Tensor:
+        """The weight under the deterministic mask, which rests on the decision as it is stored."""
+        arranged, state = self.arrange(weight), state | self._filled
+        return self.apply(weight, self.method.mode(arranged, state), state)
 
     def mode(self, weight: Tensor, state: State) -> Tensor:
         """The deterministic mask, found anew; arranged."""
@@ -133,18 +116,13 @@ class Masks:
     def _decided(self, arranged, state):
         return state | self.method.decide(arranged, state) if self._follows else state
 
-    def draw(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> Tensor:
-        """A sample from the current state, with everything that follows from the weight computed exactly; arranged."""
-        arranged, state = self.arrange(weight), self._followed(weight, state)
-        return self.method.sample(arranged, state, Uniform(key, draw))
+    def follow(self, weight: Tensor, state: State) -> State:
+        """What follows from the weight of the state that a sample needs, exactly."""
+        return self.method.follow(self.arrange(weight), state | self._filled, exact=True) if self._follows else {}
 
-    def figures(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> State:
-        """The method's figures, of the sample that `draw` gives."""
-        return self.method.figures(self.arrange(weight), self._followed(weight, state), Uniform(key, draw))
-
-    def _followed(self, weight, state):
-        state = state | self._filled
-        return state | self.method.follow(self.arrange(weight), state, exact=True) if self._follows else state
+    def figures(self, weight: Tensor, state: State, mask: Tensor) -> State:
+        """The method's figures, of an arranged `mask` that was drawn from this state."""
+        return self.method.figures(self.arrange(weight), state | self._filled, mask)
 
     def scores(self, weight: Tensor, state: State) -> Tensor:
         """The scores by which a ranking method compares the groups, `(1, 1, groups, contests)`."""
@@ -161,10 +139,51 @@ class Masks:
         return updates
 
 
-@functools.lru_cache(maxsize=256)
-def compiled_masks(masks: Masks, function: str) -> Callable:
-    """`masks.<function>`, compiled; weights of one method and shape share it, and with it the time to compile."""
-    return compiled(getattr(masks, function))
+@functools.lru_cache(maxsize=1024)
+def compiled_masks(masks: Masks, function: str, fused: bool = True) -> Callable:
+    """`masks.<function>`, compiled, or only traced; weights of one kind share it, and with it the time that takes."""
+    return (compiled if fused else traced)(getattr(masks, function))
+
+
+class CompiledMasks:
+    """The functions of `Masks`, compiled: for rows of a few lengths where the method allows it, so that weights of many shapes share them.
+
+    Args:
+        masks: The `Masks` of a weight.
+    """
+
+    def __init__(self, masks: Masks):
+        method = masks.method.without_numbers()
+        self._shape, self._size = masks.shape, math.prod(masks.shape)
+        self._length = row_length(self._size) if method.lengthens else None
+        self._masks = Masks(method, (self._length,), Layout((), (), (0,))) if self._length else dataclasses.replace(masks, method=method)
+
+    def __call__(self, function: str, weight: Tensor, state: State, *args, fused: bool = True):
+        """`masks.<function>(weight, state, *args)`; not `fused` is quick to compile and slower to run."""
+        run = compiled_masks(self._masks, function, fused)
+        if not self._length:
+            return run(weight, state, *args)
+        row = lengthened(ops.reshape(weight, (-1,)), self._length)
+        args = [lengthened(x, self._length, axis=2) if len(x.shape) == 4 else x for x in args]
+        return tree.map_structure(self._restore, run(row, self._masks.method.lengthen(state, self._size, self._length), *args))
+
+    def _restore(self, x):
+        if len(x.shape) == 1:
+            return ops.reshape(shortened(x, self._size), self._shape)
+        return shortened(x, self._size, axis=2) if len(x.shape) == 4 else x
+
+
+def _linked(weight, masked, mask):
+    """`masked`, which is `weight * mask`, with that as the gradient's way to `weight`."""
+
+    @ops.custom_gradient
+    def linked(weight, masked, mask):
+        def gradients(*args, upstream=None):
+            return (args[0] if upstream is None else upstream) * mask, ops.zeros_like(masked), ops.zeros_like(mask)
+
+        return masked, gradients
+
+    return linked(weight, masked, mask)
 
 
 class MaskedWeight:
@@ -187,6 +206,7 @@ class MaskedWeight:
         method.check(weight)
         self.weight, self.method = weight, method
         self.masks = Masks(method, weight.shape, weight.layout)
+        self._compiled = CompiledMasks(self.masks)
         self.key = add_variable("key", halves(seed), "int32", False, False)  # saved, so that a resumed run needs no seed
         self.state = {
             name: add_variable(name, halves(seed) if spec.seeded else spec.value, spec.dtype, spec.trainable, spec.overwritten)
@@ -225,27 +245,75 @@ class MaskedWeight:
         for name, value in updates.items():
             self.state[name].assign(value)
 
-    def _run(self, function, *args):
-        return compiled_masks(self.masks, function)(self.value(), self.values(), *args)
+    @property
+    def _is_large(self):
+        return math.prod(self.weight.shape) > LONGEST
 
     # In the forward pass.
 
     def train(self, draw: Tensor) -> Tensor:
         """The weight under a mask drawn for one training step, the `draw`-th."""
-        replicas = has_replicas()
-        function = "train_observed" if self.masks.observes and not replicas else "train"
-        values = self.values()
-        masked, updates = compiled_masks(self.masks, function)(ops.convert_to_tensor(self.variable), values, ops.convert_to_tensor(self.key), draw)
+        weight, state, key = ops.convert_to_tensor(self.variable), self.values(), ops.convert_to_tensor(self.key)
+        # What is compiled is not differentiated where masks do not learn: so it is compiled once, and the gradient is the mask.
+        still = ops.stop_gradient(weight), tree.map_structure(ops.stop_gradient, self._without_decision(state)), key, draw
+        decayed = self._decayed(weight, state)
+        if isinstance(self.method, LearnsMasks):
+            masked, updates = self._compiled("train", decayed, state, key, draw)
+        elif self._is_large:
+            masked, mask, updates = self._compiled("fused_step", *still)
+            masked = _linked(decayed, masked, mask)
+        else:
+            mask, updates = self._compiled("step", *still)
+            masked = self.masks.apply(decayed, mask, state)
         self.assign(updates)
-        if self.masks.observes and replicas:  # outside of what is compiled, where replicas cannot meet
-            masked = self.masks.observed(masked, values, sum_over_replicas)
-        return masked
+        return self._observed(masked, state)
+
+    def _without_decision(self, state):
+        """The state that a sample needs: where a method stores a decision, training finds what it needs of it."""
+        return {name: value for name, value in state.items() if name != "decision"} if isinstance(self.method, FollowsWeights) else state
+
+    def _decayed(self, weight, state):
+        """`weight` itself; on the way back its gradient gains the method's decay times the weight."""
+        if not isinstance(self.method, DecaysWeights):
+            return weight
+
+        @ops.custom_gradient
+        def decayed(weight, factor):
+            def gradients(*args, upstream=None):
+                return (args[0] if upstream is None else upstream) + factor * weight, ops.zeros_like(factor)
+
+            return weight * 1, gradients
+
+        tensor = ops.reshape(weight, self.weight.shape)  # TensorFlow asks for the gradients of a variable that is read within
+        return decayed(tensor, ops.cast(self.masks.restore(self.method.decay(state)), weight.dtype))
+
+    def _observed(self, masked, state):
+        """`masked` itself; on the way back its gradient gives the state that the method observes, in place of the gradients of that state."""
+        names = self.method.observed if isinstance(self.method, ObservesGradients) else ()
+        if not names:
+            return masked
+
+        @ops.custom_gradient
+        def observed(masked, *values):
+            def gradients(*args, upstream=None):
+                gradient = args[0] if upstream is None else upstream
+                total = sum_over_replicas(gradient)  # outside of what is compiled, where replicas cannot meet
+                updates = self._compiled("observe", total, dict(zip(names, values, strict=True)))
+                return gradient, *(updates[name] for name in names)
+
+            return masked * 1, gradients
+
+        return observed(masked, *(state[name] for name in names))
 
     def infer(self, moved: Tensor) -> Tensor:
         """The weight under the deterministic mask, which is found anew where `moved` is not 0."""
-        masked, updates = self._run("infer", moved)
+        weight, state = self.value(), self.values()
+        if not isinstance(self.method, FollowsWeights) or not any(name in state for name in self.method.decided):
+            return self.masks.infer(weight, state)
+        updates = self._compiled("refresh", weight, state, moved, fused=self._is_large)
         self.assign(updates)
-        return masked
+        state |= updates
+        return self._compiled("infer", weight, state) if "cut_key" in state else self.masks.infer(weight, state)
 
     # Outside of it: values can be read, and nothing is compiled but the noise.
 
@@ -255,7 +323,14 @@ class MaskedWeight:
 
     def sample(self, draw: Tensor) -> Tensor:
         """A mask drawn from the current state; float32, in the weight's shape."""
-        return self.masks.restore(self._run("draw", ops.convert_to_tensor(self.key), draw))
+        return self.masks.restore(self._drawn(draw)[0])
+
+    def _drawn(self, draw):
+        """A mask drawn from the current state, arranged, and the state with all that follows from the weight exact."""
+        weight, state = self.value(), self.values()
+        state |= self._compiled("follow", weight, state) if self._is_large else self.masks.follow(weight, state)
+        needed = self._without_decision(state)  # as in training, whose compiled function serves here
+        return self._compiled("step", weight, needed, ops.convert_to_tensor(self.key), draw)[0], state
 
     def masked(self) -> Tensor:
         """The weight that inference runs with, its mask found anew; 0 is never -0."""
@@ -268,7 +343,8 @@ class MaskedWeight:
 
     def figures(self, draw: Tensor) -> dict[str, float]:
         """The method's own figures, from the current weight and state."""
-        return {name: float(ops.convert_to_numpy(value)) for name, value in self._run("figures", ops.convert_to_tensor(self.key), draw).items()}
+        mask, state = self._drawn(draw)
+        return {name: float(ops.convert_to_numpy(value)) for name, value in self._compiled("figures", self.value(), state, mask, fused=False).items()}
 
     def scores(self, scale: float = 1.0) -> np.ndarray:
         """The scores by which a ranking method compares the groups, of `scale` times the weight; shape `(groups,)`, for a structure of one contest.

@@ -26,6 +26,12 @@ class PruningMethod(Configuration):
 
     structure: Structure = Unstructured()
 
+    lengthens = False  # whether a weight may be followed by zeros, `state["groups"]` saying how many groups there are: see `RankedMethod`
+
+    def without_numbers(self) -> "PruningMethod":
+        """The method without the numbers that reach its functions through the state only: methods that agree in the rest share what is compiled."""
+        return self
+
     def check(self, weight) -> None:
         """Raise `ValueError` where the method cannot prune `weight`, a `keras_gibbs.structure.prunable.Prunable`."""
         self.structure.check(weight)
@@ -71,8 +77,8 @@ class PruningMethod(Configuration):
         """
         return {name: schedule(progress) for name, schedule in self.schedules().items() if schedule.span is not None}
 
-    def figures(self, weight: Tensor, state: Mapping[str, Tensor], uniform) -> dict[str, Tensor]:
-        """Scalars worth following during training, by name; logged once per epoch. Arguments as in `sample`."""
+    def figures(self, weight: Tensor, state: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+        """Scalars worth following during training, by name; logged once per epoch. `mask` is one that `sample` has given for this weight and state."""
         return {}
 
 

@@ -9,6 +9,7 @@ from keras import ops
 from keras_gibbs.arguments import require_number
 from keras_gibbs.configuration import register
 from keras_gibbs.methods.base import check_sparsity
+from keras_gibbs.methods.ranked import mean_of
 from keras_gibbs.methods.weighing import WeighingMethod
 from keras_gibbs.numerics import ranking
 from keras_gibbs.sampling import samplers
@@ -140,9 +141,13 @@ class Gibbs(WeighingMethod):
         """Q: exact, or within 0.001 of the right fraction of the weights, found from the last step's."""
         if exact or "cut_key" not in state:
             find = ranking.quantile if self.structure.one_contest else ranking.quantile_in_contests
-            return {"threshold": find(self.scores(weight, state), state["quantile_rank"], state["quantile_offset"])}
-        key = self.track(lambda: self.keys_of(self.scores(weight, state)), weight.shape[2], state, state["quantile_rank"], ranking.to_key(state["threshold"]))
-        return {"threshold": ranking.from_key(key)}
+            guess = {"guess": ranking.to_key(state["threshold"])} if "cut_key" in state else {}
+            return {"threshold": find(self.scores(weight, state), state["quantile_rank"], state["quantile_offset"], **guess)}
+
+        def keys():
+            return self.keys_in(self.scores(weight, state), state)
+
+        return {"threshold": ranking.from_key(self.track(keys, weight.shape[2], state, state["quantile_rank"], ranking.to_key(state["threshold"])))}
 
     def field(self, weight, state):
         """b, per spin: positive where the weight should go."""
@@ -151,13 +156,16 @@ class Gibbs(WeighingMethod):
             return ops.log(ops.maximum(state["threshold"], SMALLEST)) - ops.log(ops.maximum(worth, SMALLEST))
         return state["threshold"] - worth
 
+    @property
+    def lengthens(self):
+        return super().lengthens and type(self.law) is Independent and self.count == "free"
+
     def draw(self, weight, state, uniform):
         field = self.field(weight, state)
         if self.count == "exact":
             return samplers.exactly(-state["beta"] * field, state["kept"], uniform)
         return ops.where(state["sparsity"] > 0, self.law.sample(field, state["beta"], uniform), 1.0)
 
-    def figures(self, weight, state, uniform):
-        mask = self.sample(weight, state, uniform)
+    def figures(self, weight, state, mask):
         energy = self.law.energy(2.0 * mask - 1.0, self.field(weight, state))
-        return {"beta": state["beta"], "kept": ops.mean(mask), "energy": ops.mean(energy)}
+        return {"beta": state["beta"], "kept": mean_of(mask, state), "energy": mean_of(energy, state)}

@@ -146,6 +146,6 @@ class LearnedMask(LearnsMasks, ChecksTraining, RankedMethod):
                 "`trainable = True` on some, or leave `train_weights` out to learn masks alone."
             )
 
-    def figures(self, weight, state, uniform):
-        figures = {"kept": ops.mean(self.sample(weight, state, uniform))}
+    def figures(self, weight, state, mask):
+        figures = {"kept": ops.mean(mask)}
         return figures | ({"scale": state["scale"] * self.scale_rate} if self.rescale == "smart" else {})

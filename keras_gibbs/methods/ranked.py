@@ -1,5 +1,6 @@
 """Methods whose deterministic mask keeps exactly the groups of the highest scores."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 
@@ -9,6 +10,7 @@ from keras import ops
 from keras_gibbs.methods.base import PruningMethod, check_sparsity
 from keras_gibbs.methods.traits import FollowsWeights, SharesCounts
 from keras_gibbs.numerics import ranking
+from keras_gibbs.numerics.rows import lengthened
 from keras_gibbs.specs import Spec
 from keras_gibbs.structure.groups import Unstructured
 from keras_gibbs.typing import Tensor
@@ -28,6 +30,16 @@ class RankedMethod(FollowsWeights, SharesCounts, PruningMethod):
 
     def schedules(self):
         return {"sparsity": check_sparsity(self.sparsity)}
+
+    def without_numbers(self):
+        """A copy in which the scheduled fields are 0: `sample`, `mode`, `follow`, `decide` and `figures` find their values in the state."""
+        return self.with_values(**{name: 0.0 for name in self.schedules() if hasattr(self, name)})
+
+    def with_values(self, **values):
+        """A copy with other values of some fields, unchecked."""
+        changed = copy.copy(self)
+        vars(changed).update(values)
+        return changed
 
     def state(self, shape):
         state = super().state(shape)
@@ -53,10 +65,16 @@ class RankedMethod(FollowsWeights, SharesCounts, PruningMethod):
         return updates
 
     def keys(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """The scores as int32 keys of the same order; what the structure has filled in ranks last."""
-        keys = self.keys_of(self.order(weight, state))
+        """What ranks the groups, as int32 keys of the same order."""
+        return self.keys_in(self.order(weight, state), state)
+
+    def keys_in(self, scores: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """Scores of the groups as int32 keys of the same order; what the structure or a longer row has filled in ranks last."""
+        keys = self.keys_of(scores)
         if "filled" in state:
             keys = ops.where(ops.any(state["filled"], axis=(0, 1), keepdims=True), keys, ranking.LOWEST)
+        if "groups" in state:
+            keys = ops.where(_is_group(keys, state), keys, ranking.LOWEST)
         return keys
 
     def order(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
@@ -67,30 +85,55 @@ class RankedMethod(FollowsWeights, SharesCounts, PruningMethod):
         """Scores as keys: the bits themselves, where no score is negative."""
         return ops.view(ops.cast(scores, "float32"), dtype="int32")
 
-    def track(self, keys: Callable[[], Tensor], groups: int, state: Mapping[str, Tensor], below: Tensor, guess: Tensor) -> Tensor:
-        """A key that has `below` of the `keys` of so many groups under it, to within 0.001 of them, found from the last step's."""
-        tolerance = ops.minimum(int(TRACKED_TOLERANCE * groups), state["kept"] // 20)  # where few are kept, to a twentieth of them
+    def track(self, keys: Callable[[], Tensor], length: int, state: Mapping[str, Tensor], below: Tensor, guess: Tensor) -> Tensor:
+        """A key that has `below` of the `keys`, `length` in all, under it, to within 0.001 of the groups, found from the last step's."""
+        share = state["tolerance"] if "tolerance" in state else int(TRACKED_TOLERANCE * length)
+        tolerance = ops.minimum(share, state["kept"] // 20)  # where few are kept, to a twentieth of them
         return ranking.track(keys, below, guess, tolerance)
 
     def follow_cut(self, weight: Tensor, state: Mapping[str, Tensor], exact: bool) -> dict[str, Tensor]:
         """`follow` for a method that samples nothing but the top groups: the cut, from the last step's where one is stored."""
         if exact or "cut_key" not in state:
             return self.decide(weight, state)
-        groups = weight.shape[2]
-        key = self.track(lambda: self.keys(weight, state), groups, state, groups - state["kept"], state["cut_key"])
-        return {"cut_key": key, "cut_index": groups - 1}
+        length = weight.shape[2]
+        key = self.track(lambda: self.keys(weight, state), length, state, length - state["kept"], state["cut_key"])
+        return {"cut_key": key, "cut_index": _count_groups(weight, state) - 1}
 
     def decide(self, weight, state):
         keys = self.keys(weight, state)
         if "cut_key" in state:
             key, index = ranking.cut(keys, state["kept"], guess=state["cut_key"])
-            return {"cut_key": key, "cut_index": index}
+            return {"cut_key": key, "cut_index": ops.minimum(index, _count_groups(weight, state) - 1)}
         return {"decision": ops.cast(ranking.top(keys, state["kept"]), "bool")}
 
     def mode(self, weight, state):
         if "cut_key" in state:
             return ranking.keep(self.keys(weight, state), state["cut_key"], state["cut_index"])
         return ops.cast(state["decision"], "float32")
+
+    def lengthen(self, state: Mapping[str, Tensor], groups: int, length: int) -> dict[str, Tensor]:
+        """The state for a row of `length` weights of which the first `groups` are there and the rest zeros, which rank last and never count."""
+        numbers = {"groups": groups, "tolerance": int(TRACKED_TOLERANCE * groups)}
+        if "quantile_rank" in state:
+            numbers["quantile_rank"] = state["quantile_rank"] + (length - groups)
+        rows = {name: lengthened(value, length, axis=2) if len(value.shape) == 4 else value for name, value in state.items()}
+        return rows | {name: ops.cast(value, "int32") for name, value in numbers.items()}
+
+
+def _is_group(x, state):
+    return ops.arange(x.shape[2], dtype="int32")[:, None] < state["groups"]
+
+
+def _count_groups(weight, state):
+    return state["groups"] if "groups" in state else weight.shape[2]
+
+
+def mean_of(x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+    """The mean of `x`, which broadcasts to the groups, over those there are."""
+    if "groups" not in state:
+        return ops.mean(x)
+    x = ops.reshape(x, (1, 1, -1, 1))
+    return ops.sum(ops.where(_is_group(x, state), x, 0.0)) / ops.cast(state["groups"], "float32")
 
 
 def mean_over_groups(worth: Tensor, state: Mapping[str, Tensor]) -> Tensor:

@@ -60,6 +60,15 @@ class WeighingMethod(ObservesGradients, ChecksTraining, RankedMethod):
             state |= {"settled_mask": Spec(np.zeros((1, 1, *shape[2:])), "bool"), "settled": Spec(0, "int32")}
         return state
 
+    def without_numbers(self):
+        return super().without_numbers().with_values(scope="layer", floor=0.0, settle=None if self.settle is None else 1.0)
+
+    @property
+    def lengthens(self):
+        """Only where every number about a weight is its own: a subclass may look at all of them together."""
+        known = type(self.criterion).__module__ == SquaredWeight.__module__
+        return known and type(self).__module__.startswith("keras_gibbs.") and type(self.structure) is Unstructured
+
     @property
     def observed(self):
         return tuple(self.criterion.state((1, 1, 1, 1)))

@@ -38,6 +38,35 @@ def compiled(function):
     return function
 
 
+def traced(function):
+    """`function`, a pure function of tensors, as one node of the graphs it is called from on TensorFlow: soon compiled, and not fused."""
+    if keras.backend.backend() != "tensorflow":
+        return compiled(function)
+    import tensorflow as tf
+
+    graph = tf.function(functools.partial(function), autograph=False, experimental_attributes={"_noinline": True})
+    return lambda *args: graph(*tf.nest.map_structure(tf.convert_to_tensor, args))
+
+
+def traced_once(*ranks):
+    """A decorator: trace a pure function of int32 tensors of these ranks once, for every shape; a call costs a graph one node.
+
+    It is not fused by itself, and serves what is needed now and then for weights of many shapes. On JAX, where shapes are fixed, the function as it is.
+    """
+
+    def decorate(function):
+        @functools.cache
+        def traced():
+            import tensorflow as tf
+
+            signature = [tf.TensorSpec([None] * rank, tf.int32) for rank in ranks]
+            return tf.function(function, input_signature=signature, autograph=False, experimental_attributes={"_noinline": True})
+
+        return lambda *args: (traced() if keras.backend.backend() == "tensorflow" else function)(*args)
+
+    return decorate
+
+
 def is_known(value) -> bool:
     """Whether the values of a tensor, or of a number, can be read now: not within a function that is being traced."""
     if isinstance(value, (int, float, np.generic, np.ndarray)):

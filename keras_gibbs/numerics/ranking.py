@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from keras import ops
 
-from keras_gibbs.numerics.compilation import is_known
+from keras_gibbs.numerics.compilation import is_known, traced_once
 from keras_gibbs.typing import Tensor
 
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
@@ -105,18 +105,27 @@ def cut(keys: Tensor, kept: Tensor | int, guess: Tensor | None = None) -> tuple[
     if is_known(keys) and is_known(kept):
         return _cut_on_host(ops.convert_to_numpy(keys), int(ops.convert_to_numpy(kept)))
     size = math.prod(keys.shape)
-    kept = ops.cast(kept, "int32")
-    if guess is None:
-        key = order_statistic(keys, ops.clip(size - kept, 0, size - 1))
-    else:
-        key = track(lambda: keys, size - kept, guess, 0)
+    search, guess = (_cut_from_scratch, _int(0)) if guess is None else (_cut_from_guess, guess)
+    return search(ops.reshape(keys, (-1,)), ops.arange(size, dtype="int32"), _int(size), ops.cast(kept, "int32"), guess)
+
+
+@traced_once(1, 1, 0, 0, 0)
+def _cut_from_scratch(keys, positions, size, kept, guess):
+    return _cut_at(order_statistic(keys, ops.clip(size - kept, 0, size - 1)), keys, positions, size, kept)
+
+
+@traced_once(1, 1, 0, 0, 0)
+def _cut_from_guess(keys, positions, size, kept, guess):
+    return _cut_at(track(lambda: keys, size - kept, guess, 0, size), keys, positions, size, kept)
+
+
+def _cut_at(key, keys, positions, size, kept):
     key = ops.where(ops.equal(kept, 0), _int(HIGHEST), key)
     wanted = kept - _count(keys > key)  # so many of the equal ones
     tied = keys == key
-    positions = ops.reshape(ops.arange(size, dtype="int32"), keys.shape)
     all_of_them = _count(tied) <= wanted
-    low = ops.where(all_of_them, _int(size - 2), _int(-1))
-    index = _search(lambda middle: _count(ops.logical_and(tied, positions <= middle)) >= wanted, low, _int(size - 1)) + 1
+    low = ops.where(all_of_them, size - 2, _int(-1))
+    index = _search(lambda middle: _count(ops.logical_and(tied, positions <= middle)) >= wanted, low, size - 1) + 1
     return key, ops.where(wanted > 0, index, _int(-1))
 
 
@@ -184,26 +193,33 @@ def quantile_position(size: int, fraction: float) -> tuple[int, float]:
     return rank, position - rank
 
 
-def quantile(scores: Tensor, rank: Tensor | int, offset: Tensor | float) -> Tensor:
+def quantile(scores: Tensor, rank: Tensor | int, offset: Tensor | float, guess: Tensor | None = None) -> Tensor:
     """The value `offset` of the way from the score of ascending `rank` to the next one; exact.
 
     Args:
         scores: float32 tensor, any shape.
         rank: Scalar int32 in [0, size).
         offset: Scalar in [0, 1).
+        guess: Scalar int32, a key near the answer, such as the last one: it saves most of the counts.
 
     Returns:
         Scalar float32.
     """
     keys = to_key(scores)
     rank = ops.cast(rank, "int32")
-    key = order_statistic(keys, rank)
+    if is_known(keys) and is_known(rank):
+        key = _int(np.partition(ops.convert_to_numpy(keys).reshape(-1), at := int(ops.convert_to_numpy(rank)))[at])
+    elif guess is None:
+        key = order_statistic(keys, rank)
+    else:
+        bound = track(lambda: keys, rank, guess, 0)  # so many keys lie under it, but it need not be one
+        key = ops.min(ops.where(keys >= bound, keys, _int(HIGHEST)))
     above = ops.where(_count(keys <= key) > rank + 1, key, ops.min(ops.where(keys > key, keys, _int(HIGHEST))))
     value, following = from_key(key), from_key(ops.where(above == HIGHEST, key, above))
     return value + ops.cast(offset, "float32") * (following - value)
 
 
-def track(keys: Callable[[], Tensor], below: Tensor | int, guess: Tensor, tolerance: int) -> Tensor:
+def track(keys: Callable[[], Tensor], below: Tensor | int, guess: Tensor, tolerance: int, size: Tensor | None = None) -> Tensor:
     """A key with about `below` keys under it, found from a guess.
 
     One count confirms a guess that still holds. Otherwise the search steps away from it with doubling steps until it has the answer between two
@@ -215,6 +231,7 @@ def track(keys: Callable[[], Tensor], below: Tensor | int, guess: Tensor, tolera
         below: Scalar int32, how many keys should lie under the result.
         guess: Scalar int32, a key to start from: the last step's result.
         tolerance: How far the count may be from `below`, in keys.
+        size: Scalar int32, the number of keys, where their shape does not tell.
 
     Returns:
         Scalar int32.
@@ -248,7 +265,7 @@ def track(keys: Callable[[], Tensor], below: Tensor | int, guess: Tensor, tolera
             step = ops.where(bracketed, step + 1, ops.minimum(step * 2, _int(2**29)))
             return key, _count(array < key), low, high, below_low, below_high, step
 
-        start = (guess, first, _int(LOWEST), _int(HIGHEST), _int(0), _int(math.prod(array.shape)), _int(_FIRST_STEP))
+        start = (guess, first, _int(LOWEST), _int(HIGHEST), _int(0), _int(math.prod(array.shape)) if size is None else size, _int(_FIRST_STEP))
         key, count, low, *_ = ops.while_loop(unsettled, move, start)
         return ops.where(is_off(count), low, key)
 

@@ -15,11 +15,6 @@ def _context():
     return None if context is None or context.num_replicas_in_sync == 1 else context
 
 
-def has_replicas() -> bool:
-    """Whether this is one of several replicas that make a step together."""
-    return _context() is not None
-
-
 def mean_over_replicas(value: Tensor) -> Tensor:
     """The mean over the replicas, the same on all of them."""
     context = _context()

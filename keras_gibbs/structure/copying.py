@@ -1,6 +1,7 @@
 """Copy a model with some of its layers replaced."""
 
 import contextlib
+import functools
 import inspect
 import tempfile
 import warnings
@@ -145,7 +146,7 @@ def carry_attributes(source, target) -> None:
     """Give `target`, a copy of the model `source`, the attributes that a user has set on that; warn of those that hold variables and were left behind."""
     left, missing = [], object()
     for name, value in vars(source).items():
-        if name.startswith("_") or name in _OF_KERAS or getattr(target, name, missing) is value:
+        if name.startswith("_") or name in _names_of_keras() or getattr(target, name, missing) is value:
             continue
         if isinstance(value, keras.layers.Layer) and name in vars(target):
             continue  # a part of the architecture
@@ -186,6 +187,7 @@ def set_trainable(layer, trainable: bool) -> None:
         layer.trainable = trainable
 
 
+@functools.cache  # not found on import, which leaves the devices of TensorFlow to be configured
 def _names_of_keras():
     """The attributes that every functional model has once it is compiled and trained."""
     model = keras.Model(*[keras.Input((1,), name="probe")] * 2)
@@ -206,6 +208,3 @@ def _uncompiled(model):
     arguments = inspect.getfullargspec(type(model).__init__).args[1:3]
     cls = type(model) if arguments == ["inputs", "outputs"] else keras.Model
     return cls(model.input, model.output, name=model.name)
-
-
-_OF_KERAS = _names_of_keras()

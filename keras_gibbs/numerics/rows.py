@@ -1,0 +1,25 @@
+"""Rows of a few lengths: weights of many sizes, filled up with zeros, share the functions that are compiled for one length."""
+
+from keras import ops
+
+from keras_gibbs.typing import Tensor
+
+SHORTEST, LONGEST = 2**12, 2**20  # weights beyond the longest row are few in a model, and a copy of one costs time: they keep their own size
+
+
+def row_length(size: int) -> int:
+    """The length of the row in which a weight of `size` entries is compiled: 2^12, 2^14 or a power of two from there to 2^20; `size` itself beyond it."""
+    if size > LONGEST:
+        return size
+    return next(length for length in (SHORTEST, 4 * SHORTEST, 1 << (size - 1).bit_length()) if length >= size)
+
+
+def lengthened(x: Tensor, length: int, axis: int = 0) -> Tensor:
+    """`x` with zeros after its end along `axis`, up to `length`."""
+    missing = length - x.shape[axis]
+    return ops.pad(x, [(0, missing if index == axis else 0) for index in range(len(x.shape))]) if missing else x
+
+
+def shortened(x: Tensor, size: int, axis: int = 0) -> Tensor:
+    """The first `size` entries of `x` along `axis`."""
+    return x if x.shape[axis] == size else ops.slice(x, [0] * len(x.shape), [size if index == axis else length for index, length in enumerate(x.shape)])

@@ -1,0 +1,57 @@
+"""A weight in a longer row, filled up with zeros, has the masks that it has by itself, bit for bit."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_gibbs as kg
+from keras_gibbs.numerics.rows import LONGEST, SHORTEST, row_length
+from keras_gibbs.structure.layouts import Layout
+from keras_gibbs.weights import CompiledMasks, Masks
+
+METHODS = {
+    "gibbs": kg.Gibbs(0.9, beta=3.0),
+    "recommended": kg.Gibbs.recommended(0.8),
+    "curvature": kg.Gibbs(0.7, criterion=kg.CurvatureEnergy(), scale="log"),
+    "magnitude": kg.Magnitude(0.5),
+}
+
+
+def numpy(tree):
+    return keras.tree.map_structure(ops.convert_to_numpy, tree)
+
+
+@pytest.mark.parametrize("size", [37, 10_007])  # with thresholds that are searched anew, and tracked
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_longer_row_changes_nothing(method, size):
+    rng = np.random.default_rng(size)
+    masks = Masks(method, (size,), Layout((), (), (0,)))
+    weight = ops.convert_to_tensor(np.where(rng.random(size) < 0.1, 0.0, rng.normal(size=size)).astype("float32"))  # with ties
+    state = {name: ops.convert_to_tensor(np.asarray(spec.value, spec.dtype)) for name, spec in method.state(masks.arranged_shape).items()}
+    state |= {"sparsity": ops.convert_to_tensor(np.float32(0.5))}
+    key, draw = ops.convert_to_tensor(np.array([3, 4], "int32")), ops.convert_to_tensor(np.int32(7))
+    rows = CompiledMasks(masks)
+    assert row_length(size) > size
+    for _ in range(2):  # from nothing, and from the threshold that was found
+        alone, in_row = masks.step(weight, state, key, draw), rows("step", weight, state, key, draw, fused=False)
+        keras.tree.map_structure(np.testing.assert_array_equal, numpy(alone), numpy(in_row))
+        state |= {name: ops.convert_to_tensor(value) for name, value in alone[1].items()}
+    moved = ops.convert_to_tensor(np.uint8(1))
+    alone, in_row = masks.refresh(weight, state, moved), rows("refresh", weight, state, moved, fused=False)
+    state |= alone
+    if "decision" in alone:
+        np.testing.assert_array_equal(*numpy((alone["decision"], in_row["decision"])))
+    else:
+        np.testing.assert_array_equal(*numpy((masks.infer(weight, state), rows("infer", weight, state | in_row))))
+
+
+@pytest.mark.parametrize("size, length", [(1, SHORTEST), (SHORTEST + 1, 4 * SHORTEST), (2**17 + 1, 2**18), (LONGEST, LONGEST), (LONGEST + 1, LONGEST + 1)])
+def test_rows_have_few_lengths(size, length):
+    assert row_length(size) == length
+
+
+def test_methods_that_differ_in_numbers_share_what_is_compiled():
+    one, other = kg.Gibbs.recommended(0.5, settle=0.4), kg.Gibbs.recommended(0.9)
+    assert one.without_numbers() == other.without_numbers() != kg.Gibbs(0.5).without_numbers()
+    assert one == kg.Gibbs.recommended(0.5, settle=0.4)  # and are not changed

@@ -8,10 +8,11 @@ SHORTEST, LONGEST = 2**12, 2**20  # weights beyond the longest row are few in a 
 
 
 def row_length(size: int) -> int:
-    """The length of the row in which a weight of `size` entries is compiled: 2^12, 2^14 or a power of two from there to 2^20; `size` itself beyond it."""
+    """The length of the row in which a weight of `size` entries is compiled: 2^12, 2^14, or from there to 2^20 at most a quarter more; `size` beyond it."""
     if size > LONGEST:
         return size
-    return next(length for length in (SHORTEST, 4 * SHORTEST, 1 << (size - 1).bit_length()) if length >= size)
+    quarter = max(1, (1 << (size - 1).bit_length()) // 8)  # of the power of two below
+    return next(length for length in (SHORTEST, 4 * SHORTEST, -(-size // quarter) * quarter) if length >= size)
 
 
 def lengthened(x: Tensor, length: int, axis: int = 0) -> Tensor:

@@ -46,7 +46,10 @@ def test_a_longer_row_changes_nothing(method, size):
         np.testing.assert_array_equal(*numpy((masks.infer(weight, state), rows("infer", weight, state | in_row))))
 
 
-@pytest.mark.parametrize("size, length", [(1, SHORTEST), (SHORTEST + 1, 4 * SHORTEST), (2**17 + 1, 5 * 2**15), (9 * 2**12, 5 * 2**13), (LONGEST, LONGEST), (LONGEST + 1, LONGEST + 1)])
+@pytest.mark.parametrize(
+    "size, length",
+    [(1, SHORTEST), (SHORTEST + 1, 4 * SHORTEST), (2**17 + 1, 5 * 2**15), (9 * 2**12, 5 * 2**13), (LONGEST, LONGEST), (LONGEST + 1, LONGEST + 1)],
+)
 def test_rows_have_few_lengths(size, length):
     assert row_length(size) == length
 

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_gibbs.configuration import register
 from keras_gibbs.methods.learned import LearnedMask, straight_through
+from keras_gibbs.methods.ranked import RankedMethod
 from keras_gibbs.schedules import Schedule
 
 
@@ -38,7 +39,7 @@ class EdgePopup(LearnedMask):
         return ops.absolute(super().scores(weight, state))
 
     def follow(self, weight, state, exact=False):
-        return self.follow_cut(weight, state, exact)
+        return RankedMethod.follow(self, weight, state, exact)
 
     def sample(self, weight, state, uniform):
         return straight_through(self.mode(weight, state), ops.absolute(self.logits(state)))

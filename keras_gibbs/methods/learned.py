@@ -89,6 +89,9 @@ class LearnedMask(LearnsMasks, ChecksTraining, RankedMethod):
     def mode(self, weight, state):
         return ops.cast(self.logits(state) >= 0, "float32") if self.sparsity is None else super().mode(weight, state)
 
+    def follow(self, weight, state, exact=False):
+        return {}  # masks are drawn from the logits
+
     def decide(self, weight, state):
         return {} if self.sparsity is None else super().decide(weight, state)
 

@@ -36,8 +36,5 @@ class Magnitude(WeighingMethod):
     Reference: Zhu & Gupta 2017, https://arxiv.org/abs/1710.01878.
     """
 
-    def follow(self, weight, state, exact=False):
-        return self.follow_cut(weight, state, exact)
-
     def draw(self, weight, state, uniform):
         return self.top(weight, state)

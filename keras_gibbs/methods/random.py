@@ -50,6 +50,3 @@ class Random(RankedMethod):
 
     def scores(self, weight, state):
         return Uniform(state["noise"], 0)((1, 1, *weight.shape[2:]))
-
-    def follow(self, weight, state, exact=False):
-        return self.follow_cut(weight, state, exact)

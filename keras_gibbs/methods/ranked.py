@@ -91,8 +91,8 @@ class RankedMethod(FollowsWeights, SharesCounts, PruningMethod):
         tolerance = ops.minimum(share, state["kept"] // 20)  # where few are kept, to a twentieth of them
         return ranking.track(keys, below, guess, tolerance)
 
-    def follow_cut(self, weight: Tensor, state: Mapping[str, Tensor], exact: bool) -> dict[str, Tensor]:
-        """`follow` for a method that samples nothing but the top groups: the cut, from the last step's where one is stored."""
+    def follow(self, weight, state, exact=False):
+        """The top groups, which `sample` gives unless a subclass draws other masks: their cut, from the last step's where one is stored."""
         if exact or "cut_key" not in state:
             return self.decide(weight, state)
         length = weight.shape[2]

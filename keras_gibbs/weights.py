@@ -71,23 +71,20 @@ class Masks:
 
     def train(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, State]:
         """The masked weight of one training step, and the state that follows from the weight; gradients reach the state that learns masks."""
-        mask, updates = self._sample(weight, state, key, draw)
+        mask, updates = self.step(weight, state, key, draw)
         return self.apply(weight, mask, state), updates
 
     def step(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, State]:
         """The mask of one training step, arranged, and the state that follows from the weight."""
-        return self._sample(weight, state, key, draw)
-
-    def fused_step(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, Tensor, State]:
-        """`step` and what it masks in one pass over memory: the masked weight, the mask in the weight's shape and dtype, and the state."""
-        mask, updates = self._sample(weight, state, key, draw)
-        mask = ops.cast(self.restore(mask), weight.dtype)
-        return weight * mask, mask, updates
-
-    def _sample(self, weight, state, key, draw):
         arranged, state = self.arrange(weight), state | self._filled
         updates = self.method.follow(arranged, state) if self._follows else {}
         return self.method.sample(arranged, state | updates, Uniform(key, draw)), updates
+
+    def fused_step(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, Tensor, State]:
+        """`step` and what it masks in one pass over memory: the masked weight, the mask in the weight's shape and dtype, and the state."""
+        mask, updates = self.step(weight, state, key, draw)
+        mask = ops.cast(self.restore(mask), weight.dtype)
+        return weight * mask, mask, updates
 
     def observe(self, gradient: Tensor, state: State) -> State:
         """The state that follows from the gradient of the loss with respect to the masked weight."""

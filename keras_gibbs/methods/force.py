@@ -3,12 +3,12 @@
 import dataclasses
 
 from keras_gibbs.configuration import register
-from keras_gibbs.methods.snip import SNIP
+from keras_gibbs.methods.iterative_snip import IterativeSNIP
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class FORCE(SNIP):
+class FORCE(IterativeSNIP):
     """Keep the weights that the pruned network depends on most: in several steps, where a removed weight can come back.
 
     The score is |w dL/dw| with the gradient of the masked network and the weight as it would be: a removed weight has one too.
@@ -28,7 +28,5 @@ class FORCE(SNIP):
     Reference: de Jorge et al. 2021, Progressive skeletonization, https://arxiv.org/abs/2006.09081; 10 steps as in naver/force (pruning_algos.py), which takes
     a new batch for each, where every step here sees all of the data.
     """
-
-    steps: int = dataclasses.field(default=10, kw_only=True)
 
     regrows = True

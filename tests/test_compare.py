@@ -71,6 +71,7 @@ def test_a_suite_is_run_once_and_reported_at_any_time(suite, tmp_path, capsys):
 tfmot = pytest.mark.skipif(train_tfmot.obstacle() is not None, reason=str(train_tfmot.obstacle()))
 
 
+@pytest.mark.slow
 @tfmot
 def test_tfmot_trains_on_the_same_terms():
     """At sparsity 0 it takes the steps of the dense Keras 3 network: the same weights, images, order, penalty and learning rates."""
@@ -107,6 +108,7 @@ def smoke(tmp_path_factory):
     return folder / "results"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="TensorFlow writes the files, and TF-MOT needs it")
 def test_the_smoke_budget_trains_strips_exports_and_reports(smoke, monkeypatch, capsys):
     results = tables.finished(smoke / "resnet8-smoke.jsonl")
@@ -178,6 +180,7 @@ def test_tfmot_is_left_out_with_a_statement_where_it_cannot_run(tmp_path, monkey
     assert "Left out: resnet8, tfmot-98, seed 0: TF-MOT is TensorFlow's." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="test_resume.py has what depends on the backend")
 def test_a_run_that_is_cut_off_goes_on_with_its_whole_history(suite, tmp_path, monkeypatch):
     longer, variant = dataclasses.replace(suite, epochs=3), suites.Variant("gibbs", kg.Gibbs(0.5), 1e-2)
@@ -339,6 +342,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(suite, tmp_path, capsys)
     assert perform(suite, tmp_path, "dense") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="the runner has nothing of its own on a backend")
 def test_all_variants_of_a_seed_start_from_one_trained_network(suite, tmp_path, monkeypatch, capsys):
     variants = (suites.Variant("dense", None, 0.0), suites.Variant("magnitude", kg.Magnitude(0.0), 0.0))

@@ -77,6 +77,7 @@ def test_a_subclassed_model_is_pruned_in_one_call_and_its_class_comes_back(tmp_p
         assert [row["path"] for row in kg.summary(stripped).rows if row["shape"]] == PATHS
 
 
+@pytest.mark.once
 def test_a_held_model_trains_like_the_dense_one_under_all_ones_masks():
     assert losses(kg.prune(encoder(), kg.Fixed(), seed=0)) == pytest.approx(losses(encoder()), rel=1e-6)
 

@@ -115,6 +115,7 @@ def losses(model, epochs=3):
     return model.fit(*data(model), batch_size=4, epochs=epochs, shuffle=False, verbose=0).history["loss"]
 
 
+@pytest.mark.few(jax=["rnn-of-cells"])
 @pytest.mark.filterwarnings("ignore:Only")
 @every_kind
 def test_the_weights_of_a_kind_are_found_under_their_paths(name):
@@ -122,6 +123,7 @@ def test_the_weights_of_a_kind_are_found_under_their_paths(name):
     assert {path.removeprefix("part/") for layer in kg.pruned_layers(pruned) for path in layer.masks()} == KINDS[name][2]
 
 
+@pytest.mark.few(tensorflow=["separable2d", "lstm", "attention", "embedding", "block", "time-distributed"], jax=["lstm", "attention", "embedding"])
 @pytest.mark.filterwarnings("ignore:Only")
 @pytest.mark.parametrize("name", [*KINDS, *SEVERAL])
 def test_all_ones_masks_train_like_the_dense_model(name):
@@ -129,6 +131,7 @@ def test_all_ones_masks_train_like_the_dense_model(name):
     assert losses(kg.prune(any_network(name), kg.Fixed(), seed=0)) == pytest.approx(dense, rel=1e-6 if name != "embedding" else 1e-5)
 
 
+@pytest.mark.few(tensorflow=["separable2d", "lstm", "attention", "embedding", "block", "bidirectional"], jax=["lstm", "attention"])
 @pytest.mark.filterwarnings("ignore:Only")
 @pytest.mark.parametrize("name", [*KINDS, *SEVERAL])
 def test_half_of_every_weight_goes_and_stays_away(name, tmp_path):
@@ -147,6 +150,7 @@ def test_half_of_every_weight_goes_and_stays_away(name, tmp_path):
     np.testing.assert_allclose(keras.models.load_model(tmp_path / "kind.keras").predict(x, verbose=0), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.few(jax=["lstm", "separable2d"])
 @every_kind
 def test_removed_weights_get_no_gradient(name):
     make, shape, paths = KINDS[name]

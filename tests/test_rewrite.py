@@ -106,6 +106,7 @@ def off(model, ready, seed=0):
 BLOCKS = ("strided", "strided-5", "strided-same", "depthwise", "residual", "joined", "pool", *GATES)
 
 
+@pytest.mark.once
 def test_random_networks_are_equal_or_left_alone():
     rewritten = []
 
@@ -126,6 +127,7 @@ def test_random_networks_are_equal_or_left_alone():
     assert len(rewritten) == 100 and sum(rewritten) >= 70
 
 
+@pytest.mark.few(tensorflow=["each side-blocks3-pooled"])
 @pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
 @pytest.mark.parametrize(
     "stem, blocks, end",
@@ -149,6 +151,7 @@ def test_the_file_of_a_rewritten_network_predicts_the_same_and_runs_sparse(stem,
     assert any(note.startswith("Rewritten in the sparse_ready file: ") for note in after.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
 def test_arm64_takes_the_rewritten_network_where_that_pays(tmp_path):
     x = np.random.default_rng(0).standard_normal((8, 16, 16, 3)).astype("float32")
@@ -161,6 +164,7 @@ def test_arm64_takes_the_rewritten_network_where_that_pays(tmp_path):
     assert report.chosen["encoding"] == "sparse" and any("Nothing in the network can be rewritten" in note for note in report.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="the advice is on a converted file")
 @pytest.mark.parametrize("make", [lambda **kw: keras.applications.MobileNet(alpha=0.5, **kw), lambda **kw: keras.applications.MobileNetV3Small(**kw)])
 def test_networks_as_keras_has_them_run_sparse(make):

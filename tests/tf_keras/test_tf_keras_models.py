@@ -1,4 +1,4 @@
-"""Methods on tf_keras models, stripped by TF-MOT. Run by test_tfmot.py, in a process where TF-MOT may be imported."""
+"""Methods on tf_keras models, stripped by TF-MOT."""
 
 import dataclasses
 import importlib.util

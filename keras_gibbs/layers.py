@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_gibbs.arguments import require_count, require_seed
+from keras_gibbs.budget import check_met
 from keras_gibbs.checks import check_finite, check_layer, check_method, describe_foreign, supported
 from keras_gibbs.configuration import register
 from keras_gibbs.methods.traits import LearnsMasks, trains_weights
@@ -63,6 +64,7 @@ class Pruned(Wrapping, keras.layers.Wrapper):
     def __init__(self, layer, method, *, seed=None, path=None, only=None, sites=1, **kwargs):
         check_layer(layer)
         check_method(method)
+        check_met(method)
         require_seed(seed)
         require_count(sites=sites)
         if only is not None and (isinstance(only, str) or not all(isinstance(name, str) for name in only)):

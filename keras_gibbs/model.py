@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_gibbs.arguments import require_seed
+from keras_gibbs.budgeting import meet
 from keras_gibbs.checks import check_finite, check_layer, check_method, describe_foreign
 from keras_gibbs.frozen import Frozen
 from keras_gibbs.holder import Holder, hold, strip_subclassed
@@ -54,7 +55,7 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
         TypeError: For something that is not a Keras 3 model or layer, or not a method.
         ValueError: For a model that is not built, already pruned, or holds weights that are not finite; for a subclassed one with training steps of its own,
             or that cannot be copied from its configuration; when `where` matches nothing that can be pruned; for a method that needs data or a loss that
-            is missing, does not fit, or is not finite.
+            is missing, does not fit, or is not finite; for a `Budget` that cannot be met.
 
     Example:
 
@@ -78,9 +79,12 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
     check_finite(model)
     chosen = _choose(model, method, where)
     _warn_if_overwritten(model, method, [weight for weights in chosen.values() for weight in weights])
+    weights = [weight for own in chosen.values() for weight in own]
     finder = method if isinstance(method, FindsMasks) else None
-    if finder is not None:
-        method = finder.find(model, [weight for weights in chosen.values() for weight in weights], data, loss)
+    if finder is None:
+        method = meet(method, model, weights, seed)
+    else:
+        method = finder.find(model, weights, data, loss, seed)
     if graph.has_graph(model):
         pruned, _ = clone(model, _wrapper_of(model, method, chosen, seed))
     else:

@@ -48,9 +48,11 @@ class Wrapping:
             The weights that it has written, a list of (variable, bool array: where).
         """
         self._require_built()
-        written = [(masked.variable, masked.revise(progress, self._draw())) for masked in self.masked_weights]
+        written = []
+        if self.method.is_due(self.progress, progress):
+            written = [(masked.variable, masked.revise(progress, self._draw())) for masked in self.masked_weights]
+            self.note_change()
         self._progress.assign(progress)
-        self.note_change()
         return [(variable, where) for variable, where in written if where is not None]
 
     def state(self, name: str) -> float | int:

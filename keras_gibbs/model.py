@@ -37,8 +37,8 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
             names what cannot be kept); nested models and shared layers are entered. A subclassed model, called on data once, is wrapped as a whole in a
             functional one, and `strip_pruning` gives back its class. The model is not changed.
         method: What to prune by, such as `kg.Gibbs(sparsity=0.9)`.
-        where: Which weights: a regular expression or a list of them, searched in their paths and in layer names, or a callable from the innermost layer that
-            owns a weight to bool. By default every weight that can be pruned.
+        where: Which weights: a regular expression or a list of them, searched in their paths, in the name of the layer that owns a weight and in those of
+            the layers around it; or a callable from the innermost layer that owns a weight to bool. By default every weight that can be pruned.
         seed: Int, the seed of the masks; each weight's noise is its own. By default one is drawn from Python's `random`, which
             `keras.utils.set_random_seed` fixes.
         data: For methods that find their masks on data, such as `SNIP`: a tuple of arrays `(x, y)` or a data set of such batches. For a subclassed model a
@@ -179,7 +179,12 @@ def selector(where) -> Callable[[str, keras.layers.Layer], bool]:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(f"`where` must hold regular expressions. Received: where={where!r} ({error}).") from error
-    return lambda path, layer: any(re.search(pattern, name) for pattern in patterns for name in (path, layer.name))
+
+    def selected(path, layer):
+        names = [path, layer.name, *path.split("/")[:-1]]  # the last are those of the layers that it stands in
+        return any(re.search(pattern, name) for pattern in patterns for name in names)
+
+    return selected
 
 
 def _choose(model, method, where) -> dict[int, list[Prunable]]:

@@ -171,8 +171,8 @@ SUITES = {
     **{f"resnet{depth}": _against_tfmot(Network("resnet", {"depth": depth})) for depth in (20, 32, 56)},
     # Where no kernel is larger than 1x1, kernels are weights.
     "mobilenet": _against_tfmot(Network("mobilenet", {"alpha": 1.0, "blocks": MOBILENET_SMALL}), without=("gibbs-kernel",)),
-    "few-images": _long(100, 3, images=5000),
-    "few-images-wide": _long(120, 4, widths=(32, 64, 128), images=2000),
+    "few-images": _long(100, 3, images=5000, rival="tfmot-two-thirds"),
+    "few-images-wide": _long(120, 4, widths=(32, 64, 128), images=2000, rival="tfmot-two-thirds"),
     "all-images": _long(50, 10),
     "pretrained": _long(8, 2, rate=1e-3, start="all-images"),
     "mlp-fashion": _against_tfmot(Network("mlp", {"hidden": (300, 100)}), "fashion_mnist", rate=1e-3, augmented=False, without=("gibbs-kernel",)),

@@ -5,6 +5,8 @@ import gc
 import keras
 import pytest
 
+from keras_gibbs.weights import compiled_masks
+
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(items):
@@ -25,11 +27,13 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_left_behind():
-    """Compiled programs go with the file that needed them: a worker of all tests would grow to several GB."""
+    """Compiled programs go with the file that needed them: a worker of all tests would grow to several GB. What stays is not looked through again."""
     yield
+    compiled_masks.cache_clear()
     keras.utils.clear_session()
     if keras.backend.backend() == "jax":
         import jax
 
         jax.clear_caches()
     gc.collect()
+    gc.freeze()

@@ -227,6 +227,7 @@ def test_stored_energies_never_rise(searched):
     assert (np.diff(energies, axis=0) <= 0).all() and (np.diff(energies, axis=0) < 0).any()
 
 
+@pytest.mark.slow
 def test_parents_that_are_scored_anew_follow_the_weights():
     model, watch = pruned(kg.EDropout(population=5, reevaluate_parents=True)), Watch()
     fit(model, watch, epochs=3)
@@ -293,6 +294,7 @@ def test_strip_says_that_no_callback_was_there():
         kg.strip_pruning(model)
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_no_layer_is_ever_empty():
     method = kg.EDropout(population=4, initial_keep=0.01, objective=kg.KeepPenalty(0.001))
@@ -361,6 +363,7 @@ def few_bits(context):
     return ops.sum(context.bits, axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_a_callable_is_an_objective():
     model = pruned(kg.EDropout(objective=few_bits))
@@ -469,6 +472,7 @@ def test_labels_that_are_no_classes_are_refused_before_training(labels, words):
     assert_same(arrays(model.variables), before)
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_a_batch_smaller_than_the_energy_batch_is_refused_and_a_smaller_last_one_is_not():
     with pytest.raises(ValueError, match="energy_batch=20 with batches of 16"):

@@ -93,6 +93,7 @@ def test_a_stop_with_the_last_epoch_is_the_end(steps):
     assert progress(model) == 1 and not told
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_a_stop_after_the_end_of_all_schedules_ends_the_horizon():
     model = network(kg.Magnitude(kg.Linear(0.0, 0.8, end=0.3), settle=0.4))

@@ -148,6 +148,7 @@ def test_every_method_leaves_as_saved_model_and_tflite(method, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity, bound", [(0.8, 0.27), (0.9, 0.14)])
 @pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
 def test_sparse_files_of_1x1_convolutions_are_as_small_as_stated(sparsity, bound, tmp_path):

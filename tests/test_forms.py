@@ -254,6 +254,7 @@ def test_most_of_a_model_left_dense_is_told_with_the_share():
         kg.prune(model, MAGNITUDE)
 
 
+@pytest.mark.slow
 def test_a_student_is_distilled_and_a_gan_is_pruned_by_its_parts():
     teacher, student = (keras.Sequential([keras.Input((5,)), layers.Dense(units), layers.Dense(2)]) for units in (12, 6))
     pruned = kg.prune(student, kg.Gibbs(0.5), seed=0)

@@ -339,6 +339,7 @@ def accuracy(model, epochs):
     return float(np.mean(scores.argmax(-1) == test[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="the same mathematics, and half a minute of it")
 def test_masks_of_a_random_network_read_digits_and_beat_random_masks_with_trained_scales():
     learned = kg.prune(digits_network(), kg.GumbelSoftmax(), seed=0)

@@ -346,6 +346,7 @@ def test_a_network_of_keras_applications_keeps_its_head_under_filters(mobilenet)
     assert "logits" not in names and "conv" in names and not any("depthwise" in name for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX compiles each of its 239 layers alone, which takes a minute")
 def test_efficientnet_is_pruned_with_its_normalization():
     model = keras.applications.EfficientNetB0(weights=None, input_shape=(32, 32, 3), classes=4)

@@ -309,6 +309,7 @@ def test_thresholds_of_small_layers_and_of_groups_are_the_exact_quantile_at_ever
         assert state["threshold"] == pytest.approx(np.quantile(squares, state["sparsity"]), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_a_large_layer_of_groups_has_the_exact_quantile_too():
     _, steps = fit_large(kg.Gibbs(0.6, structure=kg.Filter(), beta=1.0), epochs=1)
@@ -343,6 +344,7 @@ def test_several_steps_an_execution_draw_a_mask_each():
     assert draws[0] == draws[1] == [8, 8, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_under_mixed_precision_masks_are_ranked_in_float32(policy):
@@ -426,6 +428,7 @@ def test_figures_are_numbers_under_a_strategy_without_xla():
 # Weights that change outside of a training step
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_averaged_weights_are_masked_by_their_own_ranking():
     keras.utils.set_random_seed(0)

@@ -148,7 +148,6 @@ def test_every_method_leaves_as_saved_model_and_tflite(method, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("sparsity, bound", [(0.8, 0.27), (0.9, 0.14)])
 @pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
 def test_sparse_files_of_1x1_convolutions_are_as_small_as_stated(sparsity, bound, tmp_path):
@@ -409,7 +408,6 @@ def test_bad_models_and_folders_are_named(convnet, tmp_path):
     assert (tmp_path / "file").read_text() == "not a folder"
 
 
-@pytest.mark.slow
 @keras.saving.register_keras_serializable("tests")
 class IncompleteBeta(layers.Layer):
     def call(self, x):
@@ -429,6 +427,7 @@ class CumulativeProduct(layers.Layer):
         return tf.math.cumprod(x, axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
 def test_auto_goes_on_without_an_encoding_that_cannot_be_built(tmp_path):
     model = keras.Sequential([keras.Input((6,)), CumulativeProduct(), layers.Dense(3)])

@@ -190,6 +190,7 @@ def test_masks_are_exact_train_and_leave_the_model_as_it_was(make):
     masks = masks_of(pruned)
     assert same(before, weights(model))
     assert sum(mask.sum() for mask in masks.values()) == total - int(0.7 * total + 0.5)
+    assert {row["method"] for row in kg.summary(pruned).rows if row["kept"]} == {method.brief()}
     for masked in (masked for layer in kg.pruned_layers(pruned) for masked in layer.masked_weights):  # the variance is restored
         kernel = next(weight.variable for weight in prunable_weights(model) if weight.path == masked.path)
         assert np.square(numpy(masked.masked())).sum() == pytest.approx(np.square(numpy(kernel)).sum(), rel=1e-5)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_gibbs.coupling.places import Places, packed
 from keras_gibbs.structure import graph
@@ -22,15 +23,20 @@ class CoupledPrunable(Prunable):
 
     Attributes:
         size: How many channels.
+        makers: The weights that make them, each with the places of the channels.
         path, owner, name, variable: Those of the first weight that makes them.
         layout: That of the matrix; `layout.rows` says how many rows each weight has.
     """
 
     size: int = 0
+    makers: tuple = ()
 
     @property
     def shape(self):
         return sum(self.layout.rows), self.size
+
+    def value(self):
+        return ops.concatenate([ops.cast(places.take(ops.convert_to_tensor(variable)), "float32") for variable, places in self.makers], axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +112,9 @@ def plan(model: keras.Model, selected: Callable[[str, Any], bool] = lambda path,
             key = (id(member.variable), member.axis)
             places.setdefault(key, (member, []))[1].append([path, number, packed(member.indices)])
         first = makers[0]
-        layout = coupled_layout(tuple(Places(tuple(member.variable.shape), member.axis, member.indices).rows for member in makers))
-        weight = CoupledPrunable(path, first.layer, first.variable.name, first.variable, layout, group.size)
+        placed = tuple((member.variable, Places(tuple(member.variable.shape), member.axis, member.indices)) for member in makers)
+        layout = coupled_layout(tuple(places.rows for _, places in placed))
+        weight = CoupledPrunable(path, first.layer, first.variable.name, first.variable, layout, group.size, placed)
         _plan_of(layers, leaves[id(first.variable)], leaf_paths).owned.append(weight)
     for member, groups in places.values():
         leaf = leaves[id(member.variable)]

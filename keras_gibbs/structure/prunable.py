@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from keras import ops
+
 from keras_gibbs.structure.graph import named_walk
 from keras_gibbs.structure.kinds import is_a
 from keras_gibbs.structure.layouts import Layout, depthwise_layout, einsum_layout, standard_layout, transposed_layout
@@ -34,6 +36,10 @@ class Prunable:
     def shape(self) -> tuple[int, ...]:
         """The shape of the weight."""
         return tuple(self.variable.shape)
+
+    def value(self):
+        """The weight as it is, as a tensor."""
+        return ops.convert_to_tensor(self.variable)
 
 
 def _standard(layer, ndim):

@@ -6,11 +6,12 @@ import keras
 from keras import ops
 
 from keras_gibbs.arguments import require_count, require_seed
+from keras_gibbs.budget import check_met
 from keras_gibbs.checks import check_finite, check_layer, check_method, describe_foreign, supported
 from keras_gibbs.configuration import register
 from keras_gibbs.methods.traits import LearnsMasks, trains_weights
 from keras_gibbs.numerics.noise import split
-from keras_gibbs.specs import add_variable, signed
+from keras_gibbs.specs import add_variable, read, signed
 from keras_gibbs.starting import prepared_starts
 from keras_gibbs.structure.building import build_by_shape, build_for, is_built, specs_of
 from keras_gibbs.structure.copying import Plain
@@ -63,6 +64,7 @@ class Pruned(Wrapping, keras.layers.Wrapper):
     def __init__(self, layer, method, *, seed=None, path=None, only=None, sites=1, **kwargs):
         self._check_layer(layer)
         check_method(method)
+        check_met(method)
         require_seed(seed)
         require_count(sites=sites)
         if only is not None and (isinstance(only, str) or not all(isinstance(name, str) for name in only)):
@@ -281,8 +283,8 @@ class Pruned(Wrapping, keras.layers.Wrapper):
             variables = self._variables_by_name()
             if names != set(variables):
                 raise ValueError(f"The file holds other state for layer {self.name!r} than its method has. Received: {sorted(names ^ set(variables))}.")
-            for name, variable in variables.items():
-                variable.assign(store[name])
+            for name, value in read(store).items():
+                variables[name].assign(value)
         self.note_change()
 
     def _load_version_one(self, store):

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_gibbs.arguments import require_seed
+from keras_gibbs.budgeting import meet
 from keras_gibbs.checks import check_finite, check_layer, check_method, describe_foreign
 from keras_gibbs.coupling.check import check_coupled, tell_of_kept
 from keras_gibbs.coupling.layers import CoupledLayer
@@ -41,8 +42,8 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
             names what cannot be kept); nested models and shared layers are entered. A subclassed model, called on data once, is wrapped as a whole in a
             functional one, and `strip_pruning` gives back its class. The model is not changed.
         method: What to prune by, such as `kg.Gibbs(sparsity=0.9)`.
-        where: Which weights: a regular expression or a list of them, searched in their paths and in layer names, or a callable from the innermost layer that
-            owns a weight to bool. By default every weight that can be pruned.
+        where: Which weights: a regular expression or a list of them, searched in their paths, in the name of the layer that owns a weight and in those of
+            the layers around it; or a callable from the innermost layer that owns a weight to bool. By default every weight that can be pruned.
         seed: Int, the seed of the masks; each weight's noise is its own. By default one is drawn from Python's `random`, which
             `keras.utils.set_random_seed` fixes.
         data: For methods that find their masks on data, such as `SNIP`: a tuple of arrays `(x, y)` or a data set of such batches. For a subclassed model a
@@ -59,7 +60,7 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
         TypeError: For something that is not a Keras 3 model or layer, or not a method.
         ValueError: For a model that is not built, already pruned, or holds weights that are not finite; for a subclassed one with training steps of its own,
             or that cannot be copied from its configuration; when `where` matches nothing that can be pruned; for a method that needs data or a loss that
-            is missing, does not fit, or is not finite.
+            is missing, does not fit, or is not finite; for a `Budget` that cannot be met.
 
     Example:
 
@@ -83,10 +84,13 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
     check_finite(model)
     coupling = _couple(model, method, where) if method.structure.coupled else None
     chosen = _choose(model, method, where) if coupling is None else {key: layer.owned for key, layer in coupling.layers.items()}
-    _warn_if_overwritten(model, method, [weight for weights in chosen.values() for weight in weights])
+    weights = [weight for own in chosen.values() for weight in own]
+    _warn_if_overwritten(model, method, weights)
     finder = method if isinstance(method, FindsMasks) else None
-    if finder is not None:
-        method = finder.find(model, [weight for weights in chosen.values() for weight in weights], data, loss)
+    if finder is None:
+        method = meet(method, model, weights, seed)
+    else:
+        method = finder.find(model, weights, data, loss, seed)
     if coupling is not None:
         pruned = (SearchedModel if isinstance(method, SearchesModel) else CoupledModel).of(clone(model, _coupler_of(model, method, coupling, seed))[0])
         tell_of_kept(model, coupling)
@@ -208,7 +212,12 @@ def selector(where) -> Callable[[str, keras.layers.Layer], bool]:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(f"`where` must hold regular expressions. Received: where={where!r} ({error}).") from error
-    return lambda path, layer: any(re.search(pattern, name) for pattern in patterns for name in (path, layer.name))
+
+    def selected(path, layer):
+        names = [path, layer.name, *path.split("/")[:-1]]  # the last are those of the layers that it stands in
+        return any(re.search(pattern, name) for pattern in patterns for name in names)
+
+    return selected
 
 
 def _choose(model, method, where) -> dict[int, list[Prunable]]:

@@ -14,7 +14,7 @@ import keras_gibbs as kg
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.accuracy import budgets, compare, experiment, levels, plots, regimes, report, runs, suites, tables, train_tfmot, training
+from benchmarks.accuracy import budgets, compare, experiment, levels, methods, plots, regimes, report, runs, suites, tables, train_tfmot, training
 from benchmarks.common import data, networks, results
 
 without_xla = pytest.fixture(scope="module", autouse=True)(xla(False))
@@ -85,6 +85,15 @@ def test_tfmot_trains_on_the_same_terms():
         assert np.allclose(dense["history"][name], same["history"][name], atol=tolerance)
     assert dense["history"]["loss"][1] < dense["history"]["loss"][0] - 0.01
     assert same["final"]["sparsity"] == 0 and same["configuration"]["method"].startswith("TFMOT(sparsity=0.0")
+
+
+@pytest.mark.skipif(JAX, reason="the runner has nothing of its own on a backend")
+@pytest.mark.parametrize("name", ["snip", "lottery"])
+def test_masks_found_on_data_and_in_rounds_are_trained_on_the_same_terms(suite, name):
+    variant = suites.Variant(name, methods.SURVEY[name](0.75), 2e-3)
+    result, final = experiment.train(suite, variant, 0, {}, images())
+    assert abs(result["final"]["pruned_sparsity"] - 0.75) < 0.01 and len(result["history"]["val_accuracy"]) == suite.epochs
+    assert kg.sparsity(final) == result["final"]["sparsity"]
 
 
 def test_tfmots_last_update_falls_on_a_step_of_its_frequency():

@@ -113,6 +113,18 @@ def test_the_optimizer_forgets_grown_weights_and_nothing_else(optimizer):
         assert np.array_equal(new, np.where(grown[number // each], 0, old))
 
 
+def test_masks_and_marks_that_a_file_holds_as_uint8_are_read():
+    layers_of = [kg.pruned_layers(kg.prune(network(), kg.SET(0.5, every=0.25), seed=seed))[0] for seed in (1, 2)]
+    one, other = layers_of
+    one.anneal(0.0)
+    store = {}
+    one.save_own_variables(store)
+    store = {name: numpy(variable) for name, variable in store.items()}
+    store |= {name: store[name].astype("uint8") for name in ("kernel.held", "kernel.started")}
+    other.load_own_variables(store)
+    assert np.array_equal(other.mask(), one.mask()) and int(other.masked_weights[0].state["started"]) == 1
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(TypeError, match="must be a number"):
         kg.RigL(kg.Linear(0.0, 0.5))

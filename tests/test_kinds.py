@@ -7,6 +7,8 @@ from cases import gradients, numpy, randomize, xla
 from keras import layers, ops
 
 import keras_gibbs as kg
+from keras_gibbs.model import selector
+from keras_gibbs.structure.prunable import prunable_weights
 
 without_xla = pytest.fixture(autouse=True)(xla(on=False))
 
@@ -120,6 +122,28 @@ def losses(model, epochs=3):
 def test_the_weights_of_a_kind_are_found_under_their_paths(name):
     pruned = kg.prune(network(name), kg.Magnitude(0.5), where="^part/")
     assert {path.removeprefix("part/") for layer in kg.pruned_layers(pruned) for path in layer.masks()} == KINDS[name][2]
+
+
+@pytest.mark.parametrize(
+    "where, expected",
+    [
+        ("^lstm$", {"lstm/lstm_cell/kernel", "lstm/lstm_cell/recurrent_kernel"}),
+        ("^lstm_cell$", {"lstm/lstm_cell/kernel", "lstm/lstm_cell/recurrent_kernel"}),
+        ("^lstm/", {"lstm/lstm_cell/kernel", "lstm/lstm_cell/recurrent_kernel"}),
+        ("recurrent_kernel$", {"lstm/lstm_cell/recurrent_kernel"}),
+        ("^inner$", {"inner/dense/kernel"}),
+        ("^dense$", {"inner/dense/kernel", "block/sequential/dense/kernel"}),
+        (["^block$", "^head$"], {f"block/multi_head_attention/{part}/kernel" for part in ("query", "key", "value", "attention_output")}
+         | {"block/sequential/dense/kernel", "block/sequential/dense_1/kernel", "head/kernel"}),
+        ("^multi_head_attention$", {f"block/multi_head_attention/{part}/kernel" for part in ("query", "key", "value", "attention_output")}),
+    ],
+)  # fmt: skip
+def test_where_takes_the_name_of_a_layer_and_of_those_it_stands_in(where, expected):
+    keras.utils.set_random_seed(1)
+    inner = keras.Sequential([keras.Input((8,)), layers.Dense(8, name="dense")], name="inner")
+    model = keras.Sequential([keras.Input((5, 8)), Block(name="block"), layers.LSTM(8, name="lstm"), inner, layers.Dense(2, name="head")])
+    weights = [weight for weight in prunable_weights(model) if selector(where)(weight.path, weight.owner)]
+    assert {weight.path for weight in weights} == expected
 
 
 @pytest.mark.filterwarnings("ignore:Only")

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from benchmarks.accuracy.methods import LONG_TFMOT, METHODS, NOISE
+from benchmarks.accuracy.methods import LONG_TFMOT, METHODS, NOISE, SURVEY
 from benchmarks.accuracy.runs import Budget, Part
 from benchmarks.accuracy.suites import SUITES
 from benchmarks.accuracy.train_tfmot import TFMOT
@@ -85,11 +85,14 @@ _FULL = (
     Part("resnet32", (*at(90, *OURS, "gibbs", "magnitude"), "dense", *at(90, "tfmot")), (0,)),
 )
 
+_SURVEY = tuple(Part("resnet8", at(level, *SURVEY), (0,)) for level in (90, 95))
+
 _SMOKE = {"epochs": 2, "steps": 6, "batch": 32, "validated": 100, "limit": 500, "variants": _often(SUITES["resnet8"].variants)}
 
 BUDGETS = {
     "smoke": Budget((Part("resnet8", at(90, "tfmot", "gibbs"), (0,)),), "smoke", _SMOKE),
     "cpu": Budget(_CPU),  # two cores; a run takes up to a quarter of an hour
     "long": Budget(_LONG),  # one core; long training, few images, networks that are trained already: does the noise pay?
+    "survey": Budget(_SURVEY),  # one core; the methods of the survey's frame, where those of the budget `cpu` are there to compare with
     "full": Budget(_FULL, "full", {"epochs": 200}),  # the authors' epochs, for a GPU
 }

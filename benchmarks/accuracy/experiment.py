@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 import keras_gibbs as kg
-from benchmarks.accuracy import train_tfmot, training
+from benchmarks.accuracy import train_tfmot, train_tickets, training
 from benchmarks.common import data
 
 
@@ -78,10 +78,25 @@ def train_ours(suite, method, rate, seed, network, batches, validation, folder):
     Returns:
         The model, stripped if need be; the pruned one, or None; the history; the times.
     """
-    pruned = None if method is None else kg.prune(network, method, where=suite.where, seed=seed)
-    callbacks = [batches.follow()] + ([] if method is None else [kg.GibbsPruningCallback()]) + [Stuck(network.output_shape[-1])]
-    history, times = training.fit(pruned or network, batches, validation, suite.epochs, rate, callbacks, folder)
+    tickets = isinstance(method, train_tickets.Tickets)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    given = kg.Fixed() if tickets else method
+    pruned = None if method is None else kg.prune(network, given, where=suite.where, seed=seed, data=examples(batches), loss=loss)
+
+    def callbacks():
+        return [batches.follow()] + ([] if method is None else [kg.GibbsPruningCallback()]) + [Stuck(network.output_shape[-1])]
+
+    if tickets:
+        history, times = train_tickets.train(pruned, method, batches, validation, suite.epochs, rate, callbacks)
+    else:
+        history, times = training.fit(pruned or network, batches, validation, suite.epochs, rate, callbacks(), folder)
     return kg.strip_pruning(pruned) if pruned else network, pruned, history, times
+
+
+def examples(batches, count=10):
+    """The first `count` training images of every class, scaled, and their labels: what methods score a network on."""
+    chosen = np.concatenate([np.flatnonzero(batches.labels == label)[:count] for label in np.unique(batches.labels)])
+    return batches.scaling(batches.images[chosen]), batches.labels[chosen]
 
 
 def train_theirs(suite, method, rate, seed, network, images):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import keras_gibbs as kg
-from benchmarks.accuracy.methods import LONG_TFMOT, METHODS, NOISE, RATES
+from benchmarks.accuracy.methods import LONG_TFMOT, METHODS, NOISE, RATES, SURVEY
 from benchmarks.common.networks import MOBILENET_SMALL, Network, prunable
 
 
@@ -21,8 +21,8 @@ class Variant:
 
     Attributes:
         name: Its name in tables and file names.
-        method: A pruning method, a `TFMOT`, None for the dense network; or a function of the network, the seed and the finished results of the same suite and
-            seed, by variant name, to one of these.
+        method: A pruning method, a `TFMOT`, `Tickets`, None for the dense network; or a function of the network, the seed and the finished results of the same
+            suite and seed, by variant name, to one of these.
         rate: Learning rate of Adam at the start; it falls to zero along a cosine.
         needs: The variants whose results `method` reads.
         family: What the variants that differ in their sparsity only are called together.
@@ -167,11 +167,12 @@ SUITES = {
     "filters-resnet": _filters(Network("resnet18", {"width": 8}), "cifar10", 3, compared=False),
     "filters-alexnet": _filters(Network("alexnet", {"width": 16}), "cifar10", 8, rate=1e-3, compared=False, normalized=False),
     "filters-squeezenet": _filters(Network("squeezenet", {"width": 32}), "cifar10", 5, rate=1e-3, compared=False, normalized=False),
-    **{f"resnet{depth}": _against_tfmot(Network("resnet", {"depth": depth})) for depth in (8, 20, 32, 56)},
+    "resnet8": dataclasses.replace(_against_tfmot(Network("resnet", {"depth": 8}), methods=METHODS | SURVEY), minutes=5),
+    **{f"resnet{depth}": _against_tfmot(Network("resnet", {"depth": depth})) for depth in (20, 32, 56)},
     # Where no kernel is larger than 1x1, kernels are weights.
     "mobilenet": _against_tfmot(Network("mobilenet", {"alpha": 1.0, "blocks": MOBILENET_SMALL}), without=("gibbs-kernel",)),
-    "few-images": _long(100, 3, images=5000),
-    "few-images-wide": _long(120, 4, widths=(32, 64, 128), images=2000),
+    "few-images": _long(100, 3, images=5000, rival="tfmot-two-thirds"),
+    "few-images-wide": _long(120, 4, widths=(32, 64, 128), images=2000, rival="tfmot-two-thirds"),
     "all-images": _long(50, 10),
     "pretrained": _long(8, 2, rate=1e-3, start="all-images"),
     "mlp-fashion": _against_tfmot(Network("mlp", {"hidden": (300, 100)}), "fashion_mnist", rate=1e-3, augmented=False, without=("gibbs-kernel",)),

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_gibbs.coupling.places import Places, packed
+from keras_gibbs.coupling.places import Places, packed, stacked
 from keras_gibbs.structure import graph
 from keras_gibbs.structure.channels import ChannelGroup, channel_groups
 from keras_gibbs.structure.layouts import coupled_layout
@@ -22,15 +22,20 @@ class CoupledPrunable(Prunable):
 
     Attributes:
         size: How many channels.
+        makers: The variables that make them, each with their `Places`; none where these are not known yet.
         path, owner, name, variable: Those of the first weight that makes them.
         layout: That of the matrix; `layout.rows` says how many rows each weight has.
     """
 
     size: int = 0
+    makers: tuple = ()
 
     @property
     def shape(self):
         return sum(self.layout.rows), self.size
+
+    def value(self):
+        return stacked(self.makers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +111,9 @@ def plan(model: keras.Model, selected: Callable[[str, Any], bool] = lambda path,
             key = (id(member.variable), member.axis)
             places.setdefault(key, (member, []))[1].append([path, number, packed(member.indices)])
         first = makers[0]
-        layout = coupled_layout(tuple(Places(tuple(member.variable.shape), member.axis, member.indices).rows for member in makers))
-        weight = CoupledPrunable(path, first.layer, first.variable.name, first.variable, layout, group.size)
+        places_of = [(member.variable, Places(tuple(member.variable.shape), member.axis, member.indices)) for member in makers]
+        layout = coupled_layout(tuple(each.rows for _, each in places_of))
+        weight = CoupledPrunable(path, first.layer, first.variable.name, first.variable, layout, group.size, tuple(places_of))
         _plan_of(layers, leaves[id(first.variable)], leaf_paths).owned.append(weight)
     for member, groups in places.values():
         leaf = leaves[id(member.variable)]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_gibbs.budget import Budget
 from keras_gibbs.configuration import Configuration
 from keras_gibbs.schedules import Schedule, as_schedule
 from keras_gibbs.specs import Spec
@@ -84,8 +85,12 @@ class PruningMethod(Configuration):
 
 def check_sparsity(sparsity) -> Schedule:
     """The schedule of a `sparsity` argument, or an error that explains what it means."""
+    if isinstance(sparsity, Budget):
+        return as_schedule(sparsity)
     if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float, np.number, Schedule)):
-        raise TypeError(f"`sparsity` must be a number in [0, 1) or a schedule such as `Polynomial(0.0, 0.9)`. Received: sparsity={sparsity!r}.")
+        raise TypeError(
+            f"`sparsity` must be a number in [0, 1), a schedule such as `Polynomial(0.0, 0.9)`, or a `Budget`. Received: sparsity={sparsity!r}."
+        )
     low, high = sparsity.bounds if isinstance(sparsity, Schedule) else (sparsity, sparsity)
     if not (0.0 <= low and high < 1.0):
         hint = f" For {high:g} percent pass {high / 100:g}." if 1.0 < high < 100.0 else ""

@@ -70,8 +70,8 @@ class DynamicMethod(SharesCounts, PruningMethod):
         return super().state(shape) | {
             "noise": Spec(np.zeros(2), "int32", seeded=True),
             "kept": Spec(self.counts(self.sparsity, shape)["kept"], "int32"),
-            "held": Spec(np.zeros((1, 1, *shape[2:])), "uint8"),
-            "started": Spec(0, "uint8"),
+            "held": Spec(np.zeros((1, 1, *shape[2:])), "bool"),
+            "started": Spec(0, "int32"),
             "updates": Spec(0, "int32"),
         }
 
@@ -86,15 +86,15 @@ class DynamicMethod(SharesCounts, PruningMethod):
         updates = super().revise(weight, state, progress, uniform)
         number = math.floor(progress / self.every + 1e-9)
         if not _number(state["started"]):
-            return updates | {"held": ops.cast(self._first(weight, state), "uint8"), "started": 1, "updates": number}
+            return updates | {"held": self._first(weight, state) > 0, "started": 1, "updates": number}
         if number <= _number(state["updates"]) or progress >= self.end:
             return updates | {"updates": number}
         share = 0.5 * self.fraction * (1.0 + math.cos(math.pi * progress / self.end))
-        before = ops.convert_to_numpy(state["held"]).reshape(-1) > 0
+        before = ops.convert_to_numpy(state["held"]).reshape(-1)
         worth = ops.convert_to_numpy(mean_over_groups(weight * weight, state)).reshape(-1)
         after = move(before, worth, ops.convert_to_numpy(self.growth(weight, state, uniform)).reshape(-1), share)
         grown = (after & ~before).reshape(1, 1, -1, 1)
-        return updates | {"held": after.reshape(1, 1, -1, 1).astype("uint8"), "updates": number, "weight": ops.where(grown, 0.0, weight)}
+        return updates | {"held": after.reshape(1, 1, -1, 1), "updates": number, "weight": ops.where(grown, 0.0, weight)}
 
 
 def move(kept: np.ndarray, worth: np.ndarray, growth: np.ndarray, share: float) -> np.ndarray:

@@ -42,6 +42,9 @@ class Table(Configuration):
             if not 0.0 <= sparsity < 1.0:
                 raise ValueError(f"The sparsities of a table lie in [0, 1): fractions removed. Received: {{{pattern!r}: {sparsity!r}}}.")
 
+    def brief(self):
+        return repr(self) if len(self.sparsities) < 4 else f"Table({len(self.sparsities)} sparsities)"
+
     def sparsity(self, path: str, now: float, final: float) -> float:
         """The sparsity of the weight at `path`, where that of the method is `now`, and `final` in the end."""
         named = (sparsity for pattern, sparsity in self.sparsities if re.search(pattern, path))

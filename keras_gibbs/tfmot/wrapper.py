@@ -13,6 +13,7 @@ from tensorflow_model_optimization.python.core.keras.utils import smart_cond
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule, pruning_wrapper
 
 from keras_gibbs import layers
+from keras_gibbs.budget import budget_of
 from keras_gibbs.methods.traits import ObservesGradients, trains_weights
 from keras_gibbs.numerics.noise import split
 from keras_gibbs.specs import add_variable, read
@@ -278,5 +279,7 @@ def build_attention(layer):
 def check_method(method) -> None:
     """Raise `TypeError` unless `method` is one, `ValueError` for one that tf_keras cannot serve."""
     layers.check_method(method)
+    if budget_of(getattr(method, "sparsity", None)):
+        raise ValueError(f"A budget is met by `keras_gibbs.prune`, for Keras 3 models. Received: method={method.brief()}. Give a number for tf_keras.")
     if isinstance(method, ObservesGradients) and method.observed:
         raise ValueError(f"The optimizers of tf_keras cannot hand a criterion its gradients: use it with Keras 3. Received: method={method.brief()}.")

@@ -5,7 +5,7 @@ import math
 import keras
 import numpy as np
 import pytest
-from cases import JAX
+from cases import JAX, xla
 from keras import layers, ops
 from small_networks import NETWORKS, inputs_of, outputs_of, randomize
 
@@ -16,6 +16,7 @@ from keras_gibbs.coupling.weights import running_with
 
 COUPLED = kg.Filter(coupled=True)
 symbolic = pytest.mark.skipif(JAX, reason="the backend takes no part")
+without_xla = pytest.fixture(scope="module", autouse=True)(xla(False))
 
 
 def everything():
@@ -131,7 +132,10 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", ["gumbel"] if JAX else METHODS)
+FAST = ("curvature", "gumbel", "search")
+
+
+@pytest.mark.parametrize("name", ["gumbel"] if JAX else [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in METHODS])
 def test_a_run_resumed_from_a_file_gives_the_same_bits_and_shrinks(name, tmp_path):
     x, y = data()
 
@@ -238,3 +242,18 @@ def test_half_of_the_filters_of_a_resnet_are_a_quarter_of_its_work():
     pruned = kg.prune(resnet(20), kg.Magnitude(0.5, structure=COUPLED))
     report = kg.shrink(pruned, plan_only=True)
     assert report.total("macs_after") <= 0.30 * report.total("macs")
+
+
+@symbolic
+def test_a_budget_is_met_over_channels_and_never_passed():
+    model = randomize(everything())
+    costs = ChannelCosts(model)
+    whole = costs({})
+    for budget, spent in ((kg.Budget(macs=0.4), "macs"), (kg.Budget(params=0.6), "parameters")):
+        pruned = kg.prune(model, kg.Magnitude(budget, structure=COUPLED, scope="global"))
+        ceiling = (budget.macs or budget.params) * getattr(whole, spent)
+        one_channel = max(getattr(whole, spent) - getattr(costs({path: group.size - 1}), spent) for path, group in costs.groups.items())
+        assert ceiling - one_channel <= getattr(costs({path: int(mask.sum()) for path, mask in kept_channels(pruned).items()}), spent) <= ceiling
+        assert kg.shrink(pruned, plan_only=True).total(f"{spent}_after") <= ceiling
+    pruned = kg.prune(model, kg.Magnitude(kg.Budget(lambda small: small.count_params(), limit=900), structure=COUPLED))
+    assert kg.shrink(pruned).count_params() <= 900

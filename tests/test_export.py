@@ -264,6 +264,18 @@ def test_prefer_decides_by_what_it_names():
 
 
 @pytest.mark.parametrize(
+    "size, ready, encoding",
+    [(102, 3.0, "sparse_ready"), (103, 3.0, "sparse"), (97, 0.8, "sparse_ready"), (102, 0.9, "sparse")],  # of 100 bytes, at a speed of 1.0
+)
+def test_of_forms_that_are_as_small_the_faster_one_is_written(size, ready, encoding):
+    rows = rows_of(dense=(200, 200), sparse=(100, 100), sparse_ready=(size, size))
+    advice, ready = (dataclasses.replace(ADVICE, speed=speed) for speed in (1.0, ready))
+    for prefer in ("raw", "gzip"):
+        assert choice.choose(rows, "auto", prefer, None, advice, ready)[0]["encoding"] == encoding
+    assert choice.worth_rewriting(rows[:2], rows[1], "raw") == "sparse_ready" and choice.worth_rewriting(rows[:2], rows_of(int8=(50, 50))[0], "raw") is None
+
+
+@pytest.mark.parametrize(
     "fault, why",
     [
         ({"runs": False, "problem": "LiteRT does not run it"}, "does not run it"),

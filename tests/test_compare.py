@@ -235,7 +235,8 @@ def test_differences_are_paired_and_a_verdict_needs_five_seeds():
 
 def test_regimes_stand_in_one_table_and_one_plot(tmp_path, monkeypatch, capsys):
     for name, ahead in (("few-images", 1.5), ("pretrained", -0.5)):
-        for variant, others in (("magnitude-shape-90", [60, 62, 64, 66, 68]), ("gibbs-recommended-90", [60 + ahead, 62 + ahead]), (f"{suites.SUITES[name].rival}-90", [60])):
+        rival = f"{suites.SUITES[name].rival}-90"
+        for variant, others in (("magnitude-shape-90", [60, 62, 64, 66, 68]), ("gibbs-recommended-90", [60 + ahead, 62 + ahead]), (rival, [60])):
             for seed, result in fake(others).items():
                 results.append(tmp_path / f"{name}.jsonl", {"suite": name, "variant": variant, "seed": seed} | result)
     rows = regimes.table(regimes.found(tmp_path))

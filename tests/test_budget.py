@@ -11,6 +11,7 @@ from keras import layers
 import keras_gibbs as kg
 from keras_gibbs.model import distribute
 
+pytestmark = pytest.mark.once
 without_xla = pytest.fixture(scope="module", autouse=True)(xla(False))
 
 TIMES = {"stem": 12 * 12, "conv": 6 * 6, "dense": 1, "scores": 1}  # how often a weight is multiplied, for one sample

@@ -5,7 +5,7 @@ import math
 import keras
 import numpy as np
 import pytest
-from cases import JAX
+from cases import JAX, xla
 from keras import layers, ops
 from small_networks import NETWORKS, inputs_of, outputs_of, randomize
 
@@ -16,6 +16,7 @@ from keras_gibbs.coupling.weights import running_with
 
 COUPLED = kg.Filter(coupled=True)
 symbolic = pytest.mark.skipif(JAX, reason="the backend takes no part")
+without_xla = pytest.fixture(scope="module", autouse=True)(xla(False))
 
 
 def everything():
@@ -53,7 +54,8 @@ def assert_close(after, before):
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max())
 
 
-@pytest.mark.parametrize("name", ["nested"] if JAX else NETWORKS)
+@pytest.mark.few(jax=["nested"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_removed_channels_leave_the_stripped_model_exactly(name):
     model = randomize(NETWORKS[name]())
     pruned = kg.prune(model, kg.Magnitude(0.5, structure=COUPLED), seed=0)
@@ -77,7 +79,8 @@ def test_removed_channels_leave_the_stripped_model_exactly(name):
 OPTIMIZERS = {"momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=0.01), "adam": lambda: keras.optimizers.Adam(0.01)}
 
 
-@pytest.mark.parametrize("name", ["momentum"] if JAX else OPTIMIZERS)
+@pytest.mark.few(tensorflow=["adam"], jax=["momentum"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_removed_channel_is_exactly_zero_through_training(name):
     x, y = data()
     pruned = compiled(kg.prune(randomize(everything()), kg.Magnitude(0.5, structure=COUPLED, settle=0.1), seed=0), OPTIMIZERS[name]())
@@ -131,7 +134,10 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", ["gumbel"] if JAX else METHODS)
+
+
+@pytest.mark.few(tensorflow=["gumbel", "search"], jax=["gumbel"])
+@pytest.mark.parametrize("name", METHODS)
 def test_a_run_resumed_from_a_file_gives_the_same_bits_and_shrinks(name, tmp_path):
     x, y = data()
 
@@ -238,3 +244,18 @@ def test_half_of_the_filters_of_a_resnet_are_a_quarter_of_its_work():
     pruned = kg.prune(resnet(20), kg.Magnitude(0.5, structure=COUPLED))
     report = kg.shrink(pruned, plan_only=True)
     assert report.total("macs_after") <= 0.30 * report.total("macs")
+
+
+@symbolic
+def test_a_budget_is_met_over_channels_and_never_passed():
+    model = randomize(everything())
+    costs = ChannelCosts(model)
+    whole = costs({})
+    for budget, spent in ((kg.Budget(macs=0.4), "macs"), (kg.Budget(params=0.6), "parameters")):
+        pruned = kg.prune(model, kg.Magnitude(budget, structure=COUPLED, scope="global"))
+        ceiling = (budget.macs or budget.params) * getattr(whole, spent)
+        one_channel = max(getattr(whole, spent) - getattr(costs({path: group.size - 1}), spent) for path, group in costs.groups.items())
+        assert ceiling - one_channel <= getattr(costs({path: int(mask.sum()) for path, mask in kept_channels(pruned).items()}), spent) <= ceiling
+        assert kg.shrink(pruned, plan_only=True).total(f"{spent}_after") <= ceiling
+    pruned = kg.prune(model, kg.Magnitude(kg.Budget(lambda small: small.count_params(), limit=900), structure=COUPLED))
+    assert kg.shrink(pruned).count_params() <= 900

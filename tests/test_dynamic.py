@@ -56,6 +56,7 @@ class Record(keras.callbacks.Callback):
         return numpy(masked.mask()) > 0, numpy(masked.value()).copy(), gradient
 
 
+@pytest.mark.few(jax=["RigL-shape"])
 @pytest.mark.parametrize("make, scope", [(kg.SET, "shape"), (kg.RigL, "shape"), (kg.RigL, "layer")])
 def test_training_drops_the_smallest_and_grows_by_the_rule(make, scope):
     pruned = kg.prune(network(), make(0.7, scope=scope, every=0.25, end=0.6), seed=1)

@@ -82,6 +82,7 @@ LEFT_OUT = {
 }
 
 
+@pytest.mark.few(tensorflow=["network", "recurrent", "attention"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_file_that_is_written_is_off(kind, tmp_path):
     keras.utils.set_random_seed(0)

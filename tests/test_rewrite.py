@@ -106,6 +106,7 @@ def off(model, ready, seed=0):
 BLOCKS = ("strided", "strided-5", "strided-same", "depthwise", "residual", "joined", "pool", *GATES)
 
 
+@pytest.mark.once
 def test_random_networks_are_equal_or_left_alone():
     rewritten = []
 
@@ -126,6 +127,7 @@ def test_random_networks_are_equal_or_left_alone():
     assert len(rewritten) == 100 and sum(rewritten) >= 70
 
 
+@pytest.mark.few(tensorflow=["each side-blocks3-pooled"])
 @pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
 @pytest.mark.parametrize(
     "stem, blocks, end",
@@ -149,18 +151,35 @@ def test_the_file_of_a_rewritten_network_predicts_the_same_and_runs_sparse(stem,
     assert any(note.startswith("Rewritten in the sparse_ready file: ") for note in after.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
 def test_arm64_takes_the_rewritten_network_where_that_pays(tmp_path):
     x = np.random.default_rng(0).standard_normal((8, 16, 16, 3)).astype("float32")
     model = randomized(network("one side", ["residual", "residual"], "pooled"), sparsity=0.95)
     report = export_tflite(model, tmp_path / "model.tflite", prefer="arm64", data=(x, None), verbose=0)
     assert report.chosen["encoding"] == "sparse_ready" and report.advice.share > 0.4 and "sparse_ready" in report.reason
-    assert "sparse_ready" not in {row["encoding"] for row in export_tflite(model, tmp_path / "model.tflite", data=(x, None), verbose=0).rows}
     model = randomized(network("each side", ["residual", "residual"], "pooled"), sparsity=0.95)  # has that form already
     report = export_tflite(model, tmp_path / "model.tflite", prefer="arm64", data=(x, None), verbose=0)
     assert report.chosen["encoding"] == "sparse" and any("Nothing in the network can be rewritten" in note for note in report.notes)
 
 
+@pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
+def test_the_smallest_file_is_that_of_the_rewritten_network_where_that_is_as_small_and_faster(tmp_path):
+    inputs = keras.Input((16, 16, 3))
+    x = layers.ReLU()(layers.Conv2D(32, 3, strides=2, padding="same")(inputs))
+    for _ in range(4):
+        x = pointwise(x, 256)
+    model = randomized(keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))), sparsity=0.95)
+    images = np.random.default_rng(0).standard_normal((8, 16, 16, 3)).astype("float32")
+    report = export_tflite(model, tmp_path / "model.tflite", data=(images, None), verbose=0)
+    sizes = {row["encoding"]: row["raw_bytes"] for row in report.rows}
+    assert report.chosen["encoding"] == "sparse_ready_float16" and sizes["sparse_ready_float16"] < 1.02 * sizes["sparse_float16"]
+    assert report.advice.share > 0.5 and "run sparse on an ARM64 CPU" in report.reason
+    assert any(note.startswith("Rewritten in the sparse_ready_float16 file: ") for note in report.notes)
+    assert not any("Left out: sparse_ready" in note for note in report.notes)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="the advice is on a converted file")
 @pytest.mark.parametrize("make", [lambda **kw: keras.applications.MobileNet(alpha=0.5, **kw), lambda **kw: keras.applications.MobileNetV3Small(**kw)])
 def test_networks_as_keras_has_them_run_sparse(make):

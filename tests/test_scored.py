@@ -103,6 +103,7 @@ def test_a_removed_weight_has_a_sensitivity_of_its_own_under_the_mask():
     np.testing.assert_allclose(connection_sensitivity(loss, loss.values(), masks)[0], np.abs(expected[0]), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:.*removed all of")
 def test_regularizers_and_several_outputs_count_as_the_compiled_loss_says():
     inputs = keras.Input((4,))
@@ -199,6 +200,7 @@ def test_masks_are_exact_train_and_leave_the_model_as_it_was(make):
     assert keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(method)) == method
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "options, expected",
     [

@@ -4,7 +4,7 @@ import keras
 
 from keras_gibbs.configuration import register
 from keras_gibbs.coupling.layers import CoupledLayer
-from keras_gibbs.coupling.weights import CoupledWeight, Drawn, Maker, running_with
+from keras_gibbs.coupling.weights import CoupledWeight, Drawn, running_with
 from keras_gibbs.structure.graph import walk
 
 
@@ -82,9 +82,9 @@ def link(model: keras.Model) -> None:
                 if path not in holders:
                     raise ValueError(f"Layer {layer.name!r} shares the mask of {path!r}, which model {model.name!r} does not have. Keep both in one model.")
                 if part.makes:
-                    makers[path][number] = Maker(variable, places)
+                    makers[path][number] = (variable, places)
                 else:
-                    followers[path].append(Maker(variable, places))
+                    followers[path].append((variable, places))
     for path, (layer, masked) in holders.items():
         masked.link(layer, [makers[path][number] for number in sorted(makers[path])], followers[path])
     for layer in layers:

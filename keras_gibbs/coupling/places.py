@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -57,6 +59,12 @@ class Places:
             columns = ops.take(ops.concatenate([others, columns], axis=1), order, axis=1)
         rest = tuple(size for axis, size in enumerate(self.shape) if axis != self.axis)
         return ops.moveaxis(ops.reshape(columns, (*rest, self._length)), -1, self.axis)
+
+
+def stacked(makers: Iterable[tuple[Any, Places]]) -> Tensor:
+    """The channels of several variables, each given with their places, one below the other: `(rows, channels)`."""
+    parts = [places.take(ops.convert_to_tensor(variable)) for variable, places in makers]
+    return parts[0] if len(parts) == 1 else ops.concatenate([ops.cast(part, parts[0].dtype) for part in parts], axis=0)
 
 
 def spread(places: list[Places], masks: list[Tensor]) -> Tensor:

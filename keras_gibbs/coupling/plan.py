@@ -5,9 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-from keras import ops
 
-from keras_gibbs.coupling.places import Places, packed
+from keras_gibbs.coupling.places import Places, packed, stacked
 from keras_gibbs.structure import graph
 from keras_gibbs.structure.channels import ChannelGroup, channel_groups
 from keras_gibbs.structure.layouts import coupled_layout
@@ -23,7 +22,7 @@ class CoupledPrunable(Prunable):
 
     Attributes:
         size: How many channels.
-        makers: The weights that make them, each with the places of the channels.
+        makers: The variables that make them, each with their `Places`; none where these are not known yet.
         path, owner, name, variable: Those of the first weight that makes them.
         layout: That of the matrix; `layout.rows` says how many rows each weight has.
     """
@@ -36,7 +35,7 @@ class CoupledPrunable(Prunable):
         return sum(self.layout.rows), self.size
 
     def value(self):
-        return ops.concatenate([ops.cast(places.take(ops.convert_to_tensor(variable)), "float32") for variable, places in self.makers], axis=0)
+        return stacked(self.makers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +111,9 @@ def plan(model: keras.Model, selected: Callable[[str, Any], bool] = lambda path,
             key = (id(member.variable), member.axis)
             places.setdefault(key, (member, []))[1].append([path, number, packed(member.indices)])
         first = makers[0]
-        placed = tuple((member.variable, Places(tuple(member.variable.shape), member.axis, member.indices)) for member in makers)
-        layout = coupled_layout(tuple(places.rows for _, places in placed))
-        weight = CoupledPrunable(path, first.layer, first.variable.name, first.variable, layout, group.size, placed)
+        places_of = [(member.variable, Places(tuple(member.variable.shape), member.axis, member.indices)) for member in makers]
+        layout = coupled_layout(tuple(each.rows for _, each in places_of))
+        weight = CoupledPrunable(path, first.layer, first.variable.name, first.variable, layout, group.size, tuple(places_of))
         _plan_of(layers, leaves[id(first.variable)], leaf_paths).owned.append(weight)
     for member, groups in places.values():
         leaf = leaves[id(member.variable)]

@@ -3,22 +3,15 @@
 import contextlib
 import contextvars
 import dataclasses
+from typing import Any
 
 import numpy as np
 from keras import ops
 
-from keras_gibbs.coupling.places import Places
+from keras_gibbs.coupling.places import Places, stacked
 from keras_gibbs.methods.traits import LearnsMasks
 from keras_gibbs.typing import Tensor
 from keras_gibbs.weights import MaskedWeight
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Maker:
-    """A variable that makes channels, and where they stand in it."""
-
-    variable: object
-    places: Places
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,12 +34,12 @@ class CoupledWeight(MaskedWeight):
     makes the channels first holds the state.
     """
 
-    makers: list[Maker] = ()
-    followers: list[Maker] = ()
+    makers: list[tuple[Any, Places]] = ()
+    followers: list[tuple[Any, Places]] = ()
     wrapper = None  # the layer that holds the state
 
-    def link(self, wrapper, makers: list[Maker], followers: list[Maker]) -> None:
-        """Name the layer that holds the state, and the variables."""
+    def link(self, wrapper, makers: list[tuple[Any, Places]], followers: list[tuple[Any, Places]]) -> None:
+        """Name the layer that holds the state, and the variables that make the channels or follow them, each with their places."""
         self.wrapper, self.makers, self.followers = wrapper, makers, followers
 
     @property
@@ -54,8 +47,7 @@ class CoupledWeight(MaskedWeight):
         return False  # one bit a channel: there is no pass over memory to be saved
 
     def value(self):
-        parts = [maker.places.take(ops.convert_to_tensor(maker.variable)) for maker in self.makers]
-        return parts[0] if len(parts) == 1 else ops.concatenate([ops.cast(part, parts[0].dtype) for part in parts], axis=0)
+        return stacked(self.makers)
 
     def trained(self):
         return self.value()
@@ -65,17 +57,16 @@ class CoupledWeight(MaskedWeight):
 
     def write(self, before, after):
         written = []
-        for maker, was, now in zip(self.makers, self._split(before), self._split(after), strict=True):
-            nowhere = ops.zeros(maker.variable.shape, "int32")
-            where = maker.places.put(nowhere, ops.cast(ops.not_equal(was, now), "int32"))
-            maker.variable.assign(maker.places.put(ops.convert_to_tensor(maker.variable), now))
-            written.append((maker.variable, ops.convert_to_numpy(where) > 0))
+        for (variable, places), was, now in zip(self.makers, self._split(before), self._split(after), strict=True):
+            where = places.put(ops.zeros(variable.shape, "int32"), ops.cast(ops.not_equal(was, now), "int32"))
+            variable.assign(places.put(ops.convert_to_tensor(variable), now))
+            written.append((variable, ops.convert_to_numpy(where) > 0))
         return written
 
     def prepare(self):
         if isinstance(self.method, LearnsMasks) and self.method.replaces(self.weight):
-            for maker in self.makers:
-                maker.variable.assign(self.method.prepare(ops.convert_to_tensor(maker.variable)))
+            for variable, _ in self.makers:
+                variable.assign(self.method.prepare(ops.convert_to_tensor(variable)))
 
     # What a call of the model runs with.
 
@@ -116,13 +107,13 @@ class CoupledWeight(MaskedWeight):
 
     @property
     def unit_parameters(self):
-        return sum(part.places.rows for part in (*self.makers, *self.followers))
+        return sum(places.rows for _, places in (*self.makers, *self.followers))
 
     def removed(self):
         mask = self.unit_mask()
         return [
-            (part.variable, part.places.put(ops.ones(part.variable.shape), ops.broadcast_to(mask, (part.places.rows, self.groups))))
-            for part in (*self.makers, *self.followers)
+            (variable, places.put(ops.ones(variable.shape), ops.broadcast_to(mask, (places.rows, self.groups))))
+            for variable, places in (*self.makers, *self.followers)
         ]
 
 

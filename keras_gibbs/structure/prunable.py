@@ -12,6 +12,7 @@ from keras import ops
 from keras_gibbs.structure.graph import named_walk
 from keras_gibbs.structure.kinds import is_a
 from keras_gibbs.structure.layouts import Layout, depthwise_layout, einsum_layout, standard_layout, transposed_layout
+from keras_gibbs.typing import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Prunable:
         """The shape of the weight."""
         return tuple(self.variable.shape)
 
-    def value(self):
-        """The weight as it is, as a tensor."""
+    def value(self) -> Tensor:
+        """The weight, in its shape."""
         return ops.convert_to_tensor(self.variable)
 
 

@@ -1,4 +1,4 @@
-"""Methods on tf_keras models, stripped by TF-MOT. Run by test_tfmot.py, in a process where TF-MOT may be imported."""
+"""Methods on tf_keras models, stripped by TF-MOT."""
 
 import dataclasses
 import importlib.util
@@ -90,6 +90,7 @@ def same(one, other):
     return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.few(tensorflow=["gibbs-kernel", "gibbs-recommended", "magnitude-global", "gumbel"])
 @pytest.mark.parametrize("name", METHODS)
 def test_strip_pruning_gives_the_plain_model_with_its_masks(name):
     model, method = network(), METHODS[name]
@@ -168,6 +169,7 @@ def plain(model, layer):
     return weights[:2] if layer == "norm" else weights[-1:]
 
 
+@pytest.mark.few(tensorflow=["gibbs-h5"])
 @pytest.mark.parametrize("name, suffix", [("gibbs", "h5"), ("gumbel", "keras")])
 def test_a_checkpoint_strips_and_resumes_bit_for_bit(name, suffix, tmp_path):
     checkpoint = tf_keras.callbacks.ModelCheckpoint(f"{tmp_path}/{{epoch}}.{suffix}")
@@ -231,6 +233,7 @@ def test_a_mask_of_ones_trains_like_the_dense_model():
     assert losses[0] == losses[1]
 
 
+@pytest.mark.few(tensorflow=["best"])
 @pytest.mark.parametrize("options", [{"save_weights_only": True}, {"save_best_only": True, "monitor": "sparsity", "mode": "max"}], ids=["weights", "best"])
 def test_checkpoints_of_weights_and_of_the_best_epoch_hold_the_masks(options, tmp_path):
     path = f"{tmp_path}/model.h5"
@@ -553,6 +556,7 @@ class Features(kg.objectives.Objective):
         return 0.0 * context.logits[:, 0, 0]
 
 
+@pytest.mark.few(tensorflow=["biased-13-objective1"])
 @pytest.mark.parametrize("build, units, objective", [(nested, 16, kg.MarginEnergy()), (biased, 13, kg.MarginEnergy() + Features())])
 def test_scoring_changes_the_search_only(build, units, objective):
     model = kg_tfmot.prune(build(), kg.EDropout(4, reevaluate_parents=True, objective=objective), seed=1)
@@ -579,6 +583,7 @@ def test_energies_are_those_of_the_candidates_by_themselves(softmax):
         assert energy == pytest.approx((scores.max(axis=1) - right).mean(), abs=1e-5)
 
 
+@pytest.mark.few(tensorflow=["h5"])
 @pytest.mark.parametrize("suffix", ["h5", "keras"])
 def test_a_search_goes_on_after_loading(suffix, tmp_path):
     checkpoint = tf_keras.callbacks.ModelCheckpoint(f"{tmp_path}/{{epoch}}.{suffix}")

@@ -3,6 +3,7 @@
 import importlib.metadata
 
 from keras_gibbs import sampling as sampling
+from keras_gibbs.budget import Budget as Budget
 from keras_gibbs.callbacks import GibbsPruningCallback as GibbsPruningCallback
 from keras_gibbs.export import Advice as Advice
 from keras_gibbs.export import ExportReport as ExportReport

@@ -6,11 +6,12 @@ import keras
 from keras import ops
 
 from keras_gibbs.arguments import require_count, require_seed
+from keras_gibbs.budget import check_met
 from keras_gibbs.checks import check_finite, check_layer, check_method, describe_foreign, supported
 from keras_gibbs.configuration import register
 from keras_gibbs.methods.traits import LearnsMasks, trains_weights
 from keras_gibbs.numerics.noise import split
-from keras_gibbs.specs import add_variable, signed
+from keras_gibbs.specs import add_variable, read, signed
 from keras_gibbs.starting import prepared_starts
 from keras_gibbs.structure.building import build_by_shape, build_for, is_built, specs_of
 from keras_gibbs.structure.copying import Plain
@@ -61,8 +62,9 @@ class Pruned(Wrapping, keras.layers.Wrapper):
         return layer if Plain.is_on else super().__new__(cls, layer, *args, **kwargs)
 
     def __init__(self, layer, method, *, seed=None, path=None, only=None, sites=1, **kwargs):
-        check_layer(layer)
+        self._check_layer(layer)
         check_method(method)
+        check_met(method)
         require_seed(seed)
         require_count(sites=sites)
         if only is not None and (isinstance(only, str) or not all(isinstance(name, str) for name in only)):
@@ -83,6 +85,9 @@ class Pruned(Wrapping, keras.layers.Wrapper):
         if is_built(layer):
             self.build()
 
+    def _check_layer(self, layer):
+        check_layer(layer)
+
     # Building.
 
     def __call__(self, *args, **kwargs):
@@ -100,11 +105,7 @@ class Pruned(Wrapping, keras.layers.Wrapper):
                 build_by_shape(self.layer, input_shape)
         if self.masked_weights:
             return
-        weights = self._chosen()
-        self.masked_weights = [
-            MaskedWeight(weight, self.method, split(self.seed, index) if index else self.seed, self._adder(weight, len(weights) > 1))
-            for index, weight in enumerate(weights)
-        ]
+        self.masked_weights = self._make_weights()
         self._progress = add_variable(self, "progress", NEVER, **_STILL)
         self._draws = add_variable(self, "draws", 0, "int32", **_STILL)  # how many masks were drawn
         self._moved = add_variable(self, "moved", 1, "int32", **_STILL)  # 1 once weights or counts have changed since `decide`
@@ -112,6 +113,18 @@ class Pruned(Wrapping, keras.layers.Wrapper):
             self.prepare()
         self.freeze()
         self.built = True
+
+    def _make_weights(self):
+        weights = self._chosen()
+        return [
+            MaskedWeight(weight, self.method, split(self.seed, index) if index else self.seed, self._adder(weight, len(weights) > 1))
+            for index, weight in enumerate(weights)
+        ]
+
+    @property
+    def members(self) -> list:
+        """What stands for the kernels that are masked, in counts and reports: each has a `path`, a `variable`, `masked()` and `mask()`."""
+        return self.masked_weights
 
     def _chosen(self):
         weights = prunable_weights(self.layer, self.path_in_model)
@@ -146,9 +159,9 @@ class Pruned(Wrapping, keras.layers.Wrapper):
         """The masks as they are now, by the path of their weight; otherwise as `mask`."""
         self._require_built()
         if not training:
-            return {masked.path: masked.mask() for masked in self.masked_weights}
+            return {masked.path: masked.mask() for masked in self.members}
         draw = self._next_draw(self.sites)
-        return {masked.path: masked.sample(draw) for masked in self.masked_weights}
+        return {masked.path: masked.sample(draw) for masked in self.members}
 
     def mask(self, training: bool = False) -> Tensor:
         """The mask of a layer with one pruned weight, as it is now.
@@ -163,8 +176,8 @@ class Pruned(Wrapping, keras.layers.Wrapper):
             ValueError: When the layer is not built yet, or has several pruned weights.
         """
         self._require_built()
-        if len(self.masked_weights) > 1:
-            raise ValueError(f"Layer {self.name!r} has several pruned weights, {[masked.path for masked in self.masked_weights]}. Use `.masks()`, a dict.")
+        if len(self.members) > 1:
+            raise ValueError(f"Layer {self.name!r} has several pruned weights, {[masked.path for masked in self.members]}. Use `.masks()`, a dict.")
         return next(iter(self.masks(training).values()))
 
     def _draw(self):
@@ -178,12 +191,8 @@ class Pruned(Wrapping, keras.layers.Wrapper):
     # Running the layer.
 
     def call(self, *args, training=None, **kwargs):
-        if training:
-            draw = self._next_draw()
-            masked = [(masked.variable, masked.train(draw)) for masked in self.masked_weights]
-        else:
-            masked = [(masked.variable, masked.infer(self._moved.value)) for masked in self.masked_weights]
-        self._moved.assign(int(bool(training)))
+        masked = self._values(training)
+        self._note_call(training)
         for penalty in self.penalties() if training else ():
             self.add_loss(penalty)
         outputs, losses, assigned = self._run(masked, args, kwargs)
@@ -191,8 +200,22 @@ class Pruned(Wrapping, keras.layers.Wrapper):
             self.add_loss(loss * 1.0)  # a new tensor: the same one would be counted twice on JAX
         values = {id(variable): value for variable, value in masked}
         for variable, _, now in assigned:
-            variable.assign(with_removed(variable.value, values[id(variable)], now) if id(variable) in values else now)
+            variable.assign(self._merged(variable, values[id(variable)], now) if id(variable) in values else now)
         return outputs
+
+    def _values(self, training):
+        """The weights under their masks: pairs of variable and value."""
+        if training:
+            draw = self._next_draw()
+            return [(masked.variable, masked.train(draw)) for masked in self.masked_weights]
+        return [(masked.variable, masked.infer(self._moved.value)) for masked in self.masked_weights]
+
+    def _note_call(self, training):
+        self._moved.assign(int(bool(training)))
+
+    def _merged(self, variable, masked, assigned):
+        """The new value of a variable that the layer has `assigned` in its call, where it saw it `masked`."""
+        return with_removed(variable.value, masked, assigned)
 
     def _run(self, values, args, kwargs):
         """The layer under masks, and the biases that go with removed units."""
@@ -260,8 +283,8 @@ class Pruned(Wrapping, keras.layers.Wrapper):
             variables = self._variables_by_name()
             if names != set(variables):
                 raise ValueError(f"The file holds other state for layer {self.name!r} than its method has. Received: {sorted(names ^ set(variables))}.")
-            for name, variable in variables.items():
-                variable.assign(store[name])
+            for name, value in read(store).items():
+                variables[name].assign(value)
         self.note_change()
 
     def _load_version_one(self, store):

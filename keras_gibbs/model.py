@@ -11,7 +11,13 @@ import keras
 import numpy as np
 
 from keras_gibbs.arguments import require_seed
+from keras_gibbs.budgeting import meet
 from keras_gibbs.checks import check_finite, check_layer, check_method, describe_foreign
+from keras_gibbs.coupling.check import check_coupled, tell_of_kept
+from keras_gibbs.coupling.layers import CoupledLayer
+from keras_gibbs.coupling.model import CoupledModel, coupled_layers
+from keras_gibbs.coupling.plan import NOT_SELECTED, Plan, plan
+from keras_gibbs.coupling.weights import running_with
 from keras_gibbs.frozen import Frozen
 from keras_gibbs.holder import Holder, hold, strip_subclassed
 from keras_gibbs.layers import Pruned, pruned_layers
@@ -36,8 +42,8 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
             names what cannot be kept); nested models and shared layers are entered. A subclassed model, called on data once, is wrapped as a whole in a
             functional one, and `strip_pruning` gives back its class. The model is not changed.
         method: What to prune by, such as `kg.Gibbs(sparsity=0.9)`.
-        where: Which weights: a regular expression or a list of them, searched in their paths and in layer names, or a callable from the innermost layer that
-            owns a weight to bool. By default every weight that can be pruned.
+        where: Which weights: a regular expression or a list of them, searched in their paths, in the name of the layer that owns a weight and in those of
+            the layers around it; or a callable from the innermost layer that owns a weight to bool. By default every weight that can be pruned.
         seed: Int, the seed of the masks; each weight's noise is its own. By default one is drawn from Python's `random`, which
             `keras.utils.set_random_seed` fixes.
         data: For methods that find their masks on data, such as `SNIP`: a tuple of arrays `(x, y)` or a data set of such batches. For a subclassed model a
@@ -54,7 +60,7 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
         TypeError: For something that is not a Keras 3 model or layer, or not a method.
         ValueError: For a model that is not built, already pruned, or holds weights that are not finite; for a subclassed one with training steps of its own,
             or that cannot be copied from its configuration; when `where` matches nothing that can be pruned; for a method that needs data or a loss that
-            is missing, does not fit, or is not finite.
+            is missing, does not fit, or is not finite; for a `Budget` that cannot be met.
 
     Example:
 
@@ -76,12 +82,16 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
         return Pruned(copy, method, seed=split(seed, 0))
     _check_model(model)
     check_finite(model)
-    chosen = _choose(model, method, where)
-    _warn_if_overwritten(model, method, [weight for weights in chosen.values() for weight in weights])
+    coupling = _couple(model, method, where) if method.structure.coupled else None
+    chosen = _choose(model, method, where) if coupling is None else {key: layer.owned for key, layer in coupling.layers.items()}
+    weights = [weight for own in chosen.values() for weight in own]
+    _warn_if_overwritten(model, method, weights)
     finder = method if isinstance(method, FindsMasks) else None
-    if finder is not None:
-        method = finder.find(model, [weight for weights in chosen.values() for weight in weights], data, loss)
-    if graph.has_graph(model):
+    method = meet(method, model, weights, seed) if finder is None else finder.find(model, weights, data, loss, seed)
+    if coupling is not None:
+        pruned = (SearchedModel if isinstance(method, SearchesModel) else CoupledModel).of(clone(model, _coupler_of(model, method, coupling, seed))[0])
+        tell_of_kept(model, coupling)
+    elif graph.has_graph(model):
         pruned, _ = clone(model, _wrapper_of(model, method, chosen, seed))
     else:
         only = [weight.path for weight in chosen[id(model)]]
@@ -96,7 +106,7 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
         _warn_if_mostly_dense(model, chosen)
     if finder is not None:
         finder.finish([masked for layer in pruned_layers(pruned) for masked in layer.masked_weights])
-    return SearchedModel.of(pruned) if isinstance(method, SearchesModel) else pruned
+    return SearchedModel.of(pruned) if isinstance(method, SearchesModel) and coupling is None else pruned
 
 
 def _wrapper_of(model, method, chosen, seed):
@@ -112,6 +122,30 @@ def _wrapper_of(model, method, chosen, seed):
             everything = len(only) == len(prunable_weights(layer))
             key = split(seed, positions[id(layer)])
             return Pruned(copy, method, seed=key, path=path, only=None if everything else only, sites=sites.get(id(layer), 1))
+        return Frozen(copy) if not trains_weights(method) and layer.trainable_variables else copy
+
+    return wrap
+
+
+def _couple(model, method, where) -> Plan:
+    """How the channels of a model are pruned; raises where none can be."""
+    check_coupled(model, method)
+    selected = selector(where)
+    coupling = plan(model, selected)
+    for weight in coupling.weights:
+        method.check(weight)
+    if not coupling.weights:
+        raise ValueError(_nothing(model, prunable_weights(model), {path: why for path, why in coupling.skipped.items() if why != NOT_SELECTED}, where))
+    return coupling
+
+
+def _coupler_of(model, method, coupling, seed):
+    """From a layer of `model` and its copy to the wrapper in its place, which goes with the channels of the model, or the copy itself."""
+    positions = {id(layer): position for position, layer in enumerate(graph.leaves(model))}
+
+    def wrap(layer, copy):
+        if own := coupling.layers.get(id(layer)):
+            return CoupledLayer(copy, method, seed=split(seed, positions[id(layer)]), path=own.path, **own.arguments())
         return Frozen(copy) if not trains_weights(method) and layer.trainable_variables else copy
 
     return wrap
@@ -175,7 +209,12 @@ def selector(where) -> Callable[[str, keras.layers.Layer], bool]:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(f"`where` must hold regular expressions. Received: where={where!r} ({error}).") from error
-    return lambda path, layer: any(re.search(pattern, name) for pattern in patterns for name in (path, layer.name))
+
+    def selected(path, layer):
+        names = [path, layer.name, *path.split("/")[:-1]]  # the last are those of the layers that it stands in
+        return any(re.search(pattern, name) for pattern in patterns for name in names)
+
+    return selected
 
 
 def _choose(model, method, where) -> dict[int, list[Prunable]]:
@@ -222,7 +261,7 @@ def why_none(layer) -> str:
 
 def protected(model, methods: list[PruningMethod]) -> set[int]:
     """The ids of the layers that feed an output of the model, and of those inside them, where one of `methods` removes outputs."""
-    if not any(method.structure.removes_outputs for method in methods) or not graph.has_graph(model):
+    if not any(method.structure.removes_outputs and not method.structure.coupled for method in methods) or not graph.has_graph(model):
         return set()
     outputs = at_output(model)
     return {id(part) for leaf in graph.leaves(model) if id(leaf) in outputs for part in graph.walk(leaf)}
@@ -274,7 +313,8 @@ def _shares(method, weights, sparsity):
     scale = common_scale(weights) if getattr(getattr(method, "criterion", None), "squares", False) else 1.0
     scores = [masked.scores(scale) for masked in weights] if allocation.needs_scores(method.scope) else None
     members, groups = [masked.weight for masked in weights], [masked.groups for masked in weights]
-    return allocation.counts(method.scope, sparsity, method.schedules()["sparsity"](1.0), members, groups, scores, method.floor)
+    final, least = method.schedules()["sparsity"](1.0), int(method.structure.coupled)
+    return allocation.counts(method.scope, sparsity, final, members, groups, scores, method.floor, least)
 
 
 def strip_pruning(model):
@@ -317,19 +357,22 @@ def strip_pruning(model):
         return plain
 
     def reform(part):
-        return (part.plain(), part.sequential) if isinstance(part, SearchedModel) else (part, False)
+        return (part.plain(), part.sequential) if isinstance(part, CoupledModel) else (part, False)
 
     plain, pairs = clone(model, reform=reform)
-    masked = _masked_by_variable(model)
+    masked, coupled = _masked_by_variable(model), _coupled_as_used(model)
     for layer, copy in pairs:
         if isinstance(layer, keras.layers.Layer):
             _write_masks(layer, copy, masked)
+            for variable, copied in zip(layer.weights, copy.weights, strict=True):
+                if id(variable) in coupled:
+                    copied.assign(coupled[id(variable)])
     return plain
 
 
 def _warn_of_nan(model):
     weights = [masked for layer in pruned_layers(model) if layer.built for masked in layer.masked_weights]
-    broken = [masked.path for masked in weights if not np.isfinite(keras.ops.convert_to_numpy(masked.variable)).all()]
+    broken = [masked.path for masked in weights if not np.isfinite(keras.ops.convert_to_numpy(masked.value())).all()]
     if broken:
         warnings.warn(
             f"Weights {broken} hold NaN or infinite values: training has diverged, and which of them stay says nothing. Their masks keep as many as the "
@@ -339,7 +382,14 @@ def _warn_of_nan(model):
 
 
 def _masked_by_variable(layer):
-    return {id(masked.variable): masked for wrapper in pruned_layers(layer) if wrapper.built for masked in wrapper.masked_weights}
+    return {id(masked.variable): masked for wrapper in pruned_layers(layer) if wrapper.built for masked in wrapper.members}
+
+
+def _coupled_as_used(model):
+    """What inference runs with of the variables that go with channels, by their ids."""
+    layers = coupled_layers(model)
+    with running_with({id(masked): masked.final() for layer in layers for masked in layer.masked_weights}):
+        return {id(part.variable): part.masked() for layer in layers for part in layer.parts}
 
 
 def _strip_layer(layer):
@@ -355,7 +405,8 @@ def _strip_layer(layer):
 def _write_masks(layer, copy, masked):
     """Multiply the weights of `copy`, a plain layer, by the masks of those of `layer`."""
     for weight, plain in zip(prunable_weights(layer), prunable_weights(copy), strict=True):
-        if own := masked.get(id(weight.variable)):
+        own = masked.get(id(weight.variable))
+        if own and not own.method.structure.coupled:
             plain.variable.assign(own.masked())
             if own.bias is not None:
                 plain.owner.bias.assign(own.bias * own.bias_mask())
@@ -389,10 +440,11 @@ def sparsity(model, where=None) -> float:
 
 def weights_as_used(model) -> list[tuple[Prunable, np.ndarray, MaskedWeight | None]]:
     """Every weight of a built model that could be pruned, as inference uses it, and what masks it; None where nothing does."""
-    masked = _masked_by_variable(model)
+    masked, coupled = _masked_by_variable(model), _coupled_as_used(model)
     root = model.name if not isinstance(model, keras.Model) else ""
     found = []
     for weight in prunable_weights(model, root):
-        own = masked.get(id(weight.variable))
-        found.append((weight, keras.ops.convert_to_numpy(own.masked() if own else weight.variable), own))
+        own, key = masked.get(id(weight.variable)), id(weight.variable)
+        value = coupled[key] if key in coupled else own.masked() if own else weight.variable
+        found.append((weight, keras.ops.convert_to_numpy(value), own))
     return found

@@ -7,6 +7,7 @@ still reaches its end.
 import dataclasses
 
 from keras_gibbs.arguments import require_number
+from keras_gibbs.budget import Budget
 from keras_gibbs.configuration import Configuration, register
 
 
@@ -23,8 +24,9 @@ class Schedule(Configuration):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The smallest and the largest value."""
-        return (min(self.start, self.stop), max(self.start, self.stop))
+        """The smallest and the largest value; a budget, of which nothing is known yet, left out."""
+        ends = (self.start,) if isinstance(self.stop, Budget) else (self.start, self.stop)
+        return (min(ends), max(ends))
 
     def __call__(self, progress: float) -> float:
         if progress >= self.end:  # also where begin = end: a step
@@ -38,7 +40,7 @@ class Schedule(Configuration):
         raise NotImplementedError
 
     def __post_init__(self):
-        require_number(start=self.start, stop=self.stop, begin=self.begin, end=self.end)
+        require_number(start=self.start, begin=self.begin, end=self.end, **({} if isinstance(self.stop, Budget) else {"stop": self.stop}))
         if not 0.0 <= self.begin <= self.end <= 1.0:
             raise ValueError(
                 "A schedule must not end before it starts, and both are fractions of training in [0, 1]. "
@@ -65,13 +67,14 @@ class Constant(Schedule):
 
     @property
     def bounds(self):
-        return (self.value, self.value)
+        return (0.0, 0.0) if isinstance(self.value, Budget) else (self.value, self.value)
 
     def __call__(self, progress):
         return float(self.value)
 
     def __post_init__(self):
-        require_number(value=self.value)
+        if not isinstance(self.value, Budget):
+            require_number(value=self.value)
 
 
 @register
@@ -120,6 +123,7 @@ class Geometric(Schedule):
     end: float = 1.0
 
     def __post_init__(self):
+        require_number(stop=self.stop)
         super().__post_init__()
         if self.start <= 0 or self.stop <= 0:
             raise ValueError(f"`Geometric` needs positive values, it is linear in their logarithm. Received: start={self.start!r}, stop={self.stop!r}.")
@@ -165,6 +169,6 @@ class Polynomial(Schedule):
         return self.stop + (self.start - self.stop) * (1.0 - fraction) ** self.power
 
 
-def as_schedule(value: float | Schedule) -> Schedule:
-    """A number as the schedule that never moves; a schedule as itself."""
-    return value if isinstance(value, Schedule) else Constant(float(value))
+def as_schedule(value: float | Schedule | Budget) -> Schedule:
+    """A number, or a budget that will be one, as the schedule that never moves; a schedule as itself."""
+    return value if isinstance(value, Schedule) else Constant(value if isinstance(value, Budget) else float(value))

@@ -45,6 +45,7 @@ def shrink(model: keras.Model, *, round_to: int = 1, plan_only: bool = False) ->
     """
     _check(model, round_to)
     plain = strip_pruning(model) if pruned_layers(model) else model
+    _check_calls(plain)
     calls = trace(plain)
     removal = removable(follow(calls), round_to)
     return report(plain.name, calls, removal) if plan_only else _without(plain, removal)
@@ -60,14 +61,17 @@ def _check(model, round_to):
             f"`shrink` rebuilds a model from its graph. Received: model={model.name!r} of class {type(model).__name__}, which has none. Build it as a "
             "Functional or Sequential model, or shrink those parts of it that are."
         )
+    if not model.built:
+        raise ValueError(f"`shrink` needs weights. Received: model={model.name!r}, which is not built. Build it first: `model.build((None, *shape))`.")
+
+
+def _check_calls(model):
     for part in graph.walk(model):
         if graph.has_graph(part) and type(part).call not in (keras.Sequential.call, graph.FUNCTIONAL.call):
             raise ValueError(
                 f"`shrink` rebuilds models from their graphs. Received: model={part.name!r} of class {type(part).__name__}, whose own `call` need not follow "
                 "its graph. Move what it does into layers."
             )
-    if not model.built:
-        raise ValueError(f"`shrink` needs weights. Received: model={model.name!r}, which is not built. Build it first: `model.build((None, *shape))`.")
 
 
 def _without(model, removal):

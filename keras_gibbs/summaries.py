@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_gibbs.checks import describe_foreign
+from keras_gibbs.coupling.plan import NOT_SELECTED, why_kept
 from keras_gibbs.layers import pruned_layers
 from keras_gibbs.model import protected, weights_as_used, why_none, why_skipped
 from keras_gibbs.structure import graph
@@ -65,16 +66,18 @@ def summary(model) -> Summary:
     if not isinstance(model, keras.layers.Layer):
         raise TypeError(describe_foreign(model))
     wrappers = [layer for layer in pruned_layers(model) if layer.built]
-    progress = {id(masked): layer.progress for layer in wrappers for masked in layer.masked_weights}
+    progress = {id(masked): layer.progress for layer in wrappers for masked in layer.members}
     methods = list(dict.fromkeys(layer.method for layer in wrappers))
     outputs = protected(model, methods)
+    coupled = any(method.structure.coupled for method in methods) and graph.has_graph(model)
+    channels = why_kept(model) if coupled else None
     rows = []
     used = {weight.path: (weight, value, own) for weight, value, own in weights_as_used(model)}
     for path, layer in graph.named_walk(model, "" if isinstance(model, keras.Model) else graph.unwrapped(model).name):
         own_rows = [entry for entry in used.values() if entry[0].owner is layer]
         for weight, value, own in own_rows:
             kept = int(np.count_nonzero(value))
-            note = _note_of_pruned(own, kept, progress[id(own)]) if own else _note_of_skipped(weight, methods, outputs)
+            note = _note_of_pruned(own, kept, progress[id(own)]) if own else _note_of_skipped(weight, methods, outputs, channels)
             rows.append(_row(path, weight, value, kept, own.method.brief() if own else None, note))
         if not own_rows and layer.weights and not graph.children(layer):
             rows.append(_row(path, None, None, 0, None, why_none(layer) if methods else ""))
@@ -106,8 +109,9 @@ def _note_of_pruned(masked, kept, progress):
     return "" if kept else "nothing is left of it"
 
 
-def _note_of_skipped(weight, methods, outputs):
+def _note_of_skipped(weight, methods, outputs, channels):
     if not methods:
         return ""
+    if channels is not None:
+        return channels.get(weight.path, NOT_SELECTED)
     return next((reason for method in methods if (reason := why_skipped(weight, method, outputs))), "not selected")
-

@@ -69,10 +69,10 @@ class Masks:
         mask = ops.cast(self.restore(mask), weight.dtype)
         return self.method.apply(weight, mask, state) if isinstance(self.method, LearnsMasks) else weight * mask
 
-    def train(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, State]:
-        """The masked weight of one training step, and the state that follows from the weight; gradients reach the state that learns masks."""
+    def train(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, Tensor, State]:
+        """The masked weight of one training step, its mask, arranged, and the state that follows from the weight; gradients reach state that is learned."""
         mask, updates = self.step(weight, state, key, draw)
-        return self.apply(weight, mask, state), updates
+        return self.apply(weight, mask, state), mask, updates
 
     def step(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, State]:
         """The mask of one training step, arranged, and the state that follows from the weight."""
@@ -102,8 +102,11 @@ class Masks:
 
     def infer(self, weight: Tensor, state: State) -> Tensor:
         """The weight under the deterministic mask, which rests on the decision as it is stored."""
-        arranged, state = self.arrange(weight), state | self._filled
-        return self.apply(weight, self.method.mode(arranged, state), state)
+        return self.apply(weight, self.stored(weight, state), state)
+
+    def stored(self, weight: Tensor, state: State) -> Tensor:
+        """The deterministic mask, which rests on the decision as it is stored; arranged."""
+        return self.method.mode(self.arrange(weight), state | self._filled)
 
     def mode(self, weight: Tensor, state: State) -> Tensor:
         """The deterministic mask, found anew; arranged."""
@@ -233,6 +236,10 @@ class MaskedWeight:
         """The dense weight, as a tensor."""
         return ops.convert_to_tensor(self.variable)
 
+    def trained(self) -> Tensor:
+        """The dense weight as a tensor through which gradients reach it."""
+        return ops.convert_to_tensor(self.variable)
+
     def values(self) -> State:
         """The state, as tensors."""
         return {name: ops.convert_to_tensor(variable) for name, variable in self.state.items()}
@@ -250,12 +257,16 @@ class MaskedWeight:
 
     def train(self, draw: Tensor) -> Tensor:
         """The weight under a mask drawn for one training step, the `draw`-th."""
-        weight, state, key = ops.convert_to_tensor(self.variable), self.values(), ops.convert_to_tensor(self.key)
+        return self.train_with_mask(draw)[0]
+
+    def train_with_mask(self, draw: Tensor) -> tuple[Tensor, Tensor]:
+        """What `train` gives, and the mask: arranged, or in the shape of the weight."""
+        weight, state, key = self.trained(), self.values(), ops.convert_to_tensor(self.key)
         # What is compiled is not differentiated where masks do not learn: so it is compiled once, and the gradient is the mask.
         still = ops.stop_gradient(weight), tree.map_structure(ops.stop_gradient, self._without_decision(state)), key, draw
         decayed = self._decayed(weight, state)
         if isinstance(self.method, LearnsMasks):
-            masked, updates = self._compiled("train", decayed, state, key, draw)
+            masked, mask, updates = self._compiled("train", decayed, state, key, draw)
         elif self._is_large:
             masked, mask, updates = self._compiled("fused_step", *still)
             masked = _linked(decayed, masked, mask)
@@ -263,7 +274,7 @@ class MaskedWeight:
             mask, updates = self._compiled("step", *still)
             masked = self.masks.apply(decayed, mask, state)
         self.assign(updates)
-        return self._observed(masked, state)
+        return self._observed(masked, state), mask
 
     def _without_decision(self, state):
         """The state that a sample needs: where a method stores a decision, training finds what it needs of it."""
@@ -351,21 +362,28 @@ class MaskedWeight:
         scores = ops.convert_to_numpy(self.masks.scores(ops.cast(self.value(), "float32") * scale, self.values())).reshape(-1)
         return np.where(np.isnan(scores), np.inf, scores)
 
-    def revise(self, progress: float, draw: Tensor) -> np.ndarray | None:
+    def revise(self, progress: float, draw: Tensor) -> list[tuple[Any, np.ndarray]]:
         """Let the method change what it changes as training comes to `progress`.
 
         Returns:
-            Where it has written the weight, bool in the weight's shape; None where it has not.
+            The variables that it has written, each with bool in its shape: where.
         """
         before = self.value()
         updates = self.masks.revise(before, self.values(), progress, ops.convert_to_tensor(self.key), draw)
         after = updates.pop("weight", None)
         self.assign(updates)
-        if after is None:
-            return None
+        return [] if after is None else self.write(before, after)
+
+    def write(self, before: Tensor, after: Tensor) -> list[tuple[Any, np.ndarray]]:
+        """Give the weight a new value; the variables that are written, each with bool in its shape: where."""
         written = ops.convert_to_numpy(ops.not_equal(before, after))
         self.variable.assign(after)
-        return written
+        return [(self.variable, written)]
+
+    def prepare(self) -> None:
+        """Let training start from the weight that the method wants, where it wants another than there is."""
+        if isinstance(self.method, LearnsMasks) and self.method.replaces(self.weight):
+            self.variable.assign(self.method.prepare(self.value()))
 
     def set_kept(self, kept: int) -> None:
         """Tell a ranking method how many groups this weight keeps."""
@@ -393,6 +411,11 @@ class MaskedWeight:
         """The bias that is removed with the units of this weight, or None."""
         return getattr(self.weight.owner, "bias", None) if isinstance(self.method, RemovesUnits) else None
 
+    @property
+    def unit_parameters(self) -> int:
+        """How many weights and biases go with a unit."""
+        return sum(math.prod(part.shape) for part in (self.variable, self.bias) if part is not None) // self.groups
+
     def bias_mask(self) -> Tensor:
         """The mask of `bias`, in its shape and dtype."""
         return ops.cast(ops.reshape(self.unit_mask(), self.bias.shape), self.bias.dtype)
@@ -405,6 +428,6 @@ class MaskedWeight:
 
 def common_scale(weights: list[MaskedWeight]) -> float:
     """A power of two by which all weights together can be multiplied so that their squares stay in the range of float32; it changes no other bit."""
-    values = (np.abs(ops.convert_to_numpy(masked.variable).astype("float32")) for masked in weights)
+    values = (np.abs(ops.convert_to_numpy(masked.value()).astype("float32")) for masked in weights)
     largest = max(float(np.max(value, where=np.isfinite(value), initial=0.0)) for value in values)
     return 2.0 ** min(126, max(-126, -math.frexp(largest)[1])) if largest else 1.0

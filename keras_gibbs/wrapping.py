@@ -28,8 +28,7 @@ class Wrapping:
     def prepare(self) -> None:
         """Let training start from the weights that the method wants, where it wants others than there are."""
         for masked in self.masked_weights:
-            if isinstance(masked.method, LearnsMasks) and masked.method.replaces(masked.weight):
-                masked.variable.assign(masked.method.prepare(masked.value()))
+            masked.prepare()
 
     def penalties(self) -> list[Tensor]:
         """What the masks add to the loss of a training step."""
@@ -48,10 +47,12 @@ class Wrapping:
             The weights that it has written, a list of (variable, bool array: where).
         """
         self._require_built()
-        written = [(masked.variable, masked.revise(progress, self._draw())) for masked in self.masked_weights]
+        written = []
+        if self.method.is_due(self.progress, progress):
+            written = [change for masked in self.masked_weights for change in masked.revise(progress, self._draw())]
+            self.note_change()
         self._progress.assign(progress)
-        self.note_change()
-        return [(variable, where) for variable, where in written if where is not None]
+        return written
 
     def state(self, name: str) -> float | int:
         """The current value of a scalar of the method's state, such as `"beta"` or `"sparsity"`, the same for all weights of the layer."""

@@ -111,6 +111,7 @@ def residual_maps(x):
     return layers.add([x, body(x, 1)])
 
 
+@pytest.mark.few(tensorflow=["mobilenet", "squeeze-excite", "strided"])
 @pytest.mark.parametrize("name", RUNS_SPARSE)
 def test_networks_that_run_sparse(name):
     model = build(RUNS_SPARSE[name])
@@ -122,6 +123,7 @@ def test_networks_that_run_sparse(name):
     assert why["stem"] == "is the stem, which runs dense" and "no sparse kernel" in why["head"]
 
 
+@pytest.mark.few(tensorflow=["stem-same", "no-average", "reshaped-squeeze"])
 @pytest.mark.parametrize("name", RUNS_DENSE)
 def test_networks_that_run_dense_and_by_which_rule(name):
     make, why, change = RUNS_DENSE[name]
@@ -132,6 +134,7 @@ def test_networks_that_run_dense_and_by_which_rule(name):
     assert advice.promised > 0.05 if change else not advice.change or advice.promised > 0.05
 
 
+@pytest.mark.few(tensorflow=["keepdims-1x1", "pool-between", "normalized-sum"])
 @pytest.mark.parametrize("name", GOES_WRONG)
 def test_networks_that_go_wrong_once_a_weight_is_sparse(name):
     make, change = GOES_WRONG[name]

@@ -87,6 +87,7 @@ def test_the_optimizer_keeps_nothing_for_the_curvature():
     assert len(pruned.optimizer.variables) == len(dense.optimizer.variables)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_curvature_under_mixed_precision(policy):
     keras.config.set_dtype_policy(policy)
@@ -114,6 +115,7 @@ def test_before_any_gradient_weights_rank_by_their_squares():
 # One threshold for the network.
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("method", [kg.Magnitude, kg.Gibbs])
 def test_the_network_keeps_the_weights_whose_removal_costs_most(method):
     model = compiled(kg.prune(network(), method(kg.Polynomial(0.0, 0.75, end=0.5), criterion=kg.CurvatureEnergy(0.9), scope="global"), seed=0))
@@ -185,6 +187,7 @@ class Masks(keras.callbacks.Callback):
         self.kernels.append([numpy(layer.layer.kernel) for layer in kg.pruned_layers(self.model)])
 
 
+@pytest.mark.few(jax=["method2"])
 @pytest.mark.parametrize(
     "method",
     [

@@ -7,6 +7,8 @@ from cases import gradients, numpy, randomize, xla
 from keras import layers, ops
 
 import keras_gibbs as kg
+from keras_gibbs.model import selector
+from keras_gibbs.structure.prunable import prunable_weights
 
 without_xla = pytest.fixture(autouse=True)(xla(on=False))
 
@@ -115,6 +117,7 @@ def losses(model, epochs=3):
     return model.fit(*data(model), batch_size=4, epochs=epochs, shuffle=False, verbose=0).history["loss"]
 
 
+@pytest.mark.few(jax=["rnn-of-cells"])
 @pytest.mark.filterwarnings("ignore:Only")
 @every_kind
 def test_the_weights_of_a_kind_are_found_under_their_paths(name):
@@ -122,6 +125,30 @@ def test_the_weights_of_a_kind_are_found_under_their_paths(name):
     assert {path.removeprefix("part/") for layer in kg.pruned_layers(pruned) for path in layer.masks()} == KINDS[name][2]
 
 
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "where, expected",
+    [
+        ("^lstm$", {"lstm/lstm_cell/kernel", "lstm/lstm_cell/recurrent_kernel"}),
+        ("^lstm_cell$", {"lstm/lstm_cell/kernel", "lstm/lstm_cell/recurrent_kernel"}),
+        ("^lstm/", {"lstm/lstm_cell/kernel", "lstm/lstm_cell/recurrent_kernel"}),
+        ("recurrent_kernel$", {"lstm/lstm_cell/recurrent_kernel"}),
+        ("^inner$", {"inner/dense/kernel"}),
+        ("^dense$", {"inner/dense/kernel", "block/sequential/dense/kernel"}),
+        (["^block$", "^head$"], {f"block/multi_head_attention/{part}/kernel" for part in ("query", "key", "value", "attention_output")}
+         | {"block/sequential/dense/kernel", "block/sequential/dense_1/kernel", "head/kernel"}),
+        ("^multi_head_attention$", {f"block/multi_head_attention/{part}/kernel" for part in ("query", "key", "value", "attention_output")}),
+    ],
+)  # fmt: skip
+def test_where_takes_the_name_of_a_layer_and_of_those_it_stands_in(where, expected):
+    keras.utils.set_random_seed(1)
+    inner = keras.Sequential([keras.Input((8,)), layers.Dense(8, name="dense")], name="inner")
+    model = keras.Sequential([keras.Input((5, 8)), Block(name="block"), layers.LSTM(8, name="lstm"), inner, layers.Dense(2, name="head")])
+    weights = [weight for weight in prunable_weights(model) if selector(where)(weight.path, weight.owner)]
+    assert {weight.path for weight in weights} == expected
+
+
+@pytest.mark.few(tensorflow=["separable2d", "lstm", "attention", "embedding", "block", "time-distributed"], jax=["lstm", "attention", "embedding"])
 @pytest.mark.filterwarnings("ignore:Only")
 @pytest.mark.parametrize("name", [*KINDS, *SEVERAL])
 def test_all_ones_masks_train_like_the_dense_model(name):
@@ -129,6 +156,7 @@ def test_all_ones_masks_train_like_the_dense_model(name):
     assert losses(kg.prune(any_network(name), kg.Fixed(), seed=0)) == pytest.approx(dense, rel=1e-6 if name != "embedding" else 1e-5)
 
 
+@pytest.mark.few(tensorflow=["separable2d", "lstm", "attention", "embedding", "block", "bidirectional"], jax=["lstm", "attention"])
 @pytest.mark.filterwarnings("ignore:Only")
 @pytest.mark.parametrize("name", [*KINDS, *SEVERAL])
 def test_half_of_every_weight_goes_and_stays_away(name, tmp_path):
@@ -147,6 +175,7 @@ def test_half_of_every_weight_goes_and_stays_away(name, tmp_path):
     np.testing.assert_allclose(keras.models.load_model(tmp_path / "kind.keras").predict(x, verbose=0), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.few(jax=["lstm", "separable2d"])
 @every_kind
 def test_removed_weights_get_no_gradient(name):
     make, shape, paths = KINDS[name]

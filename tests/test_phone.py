@@ -7,6 +7,8 @@ import pytest
 
 from keras_gibbs.export import phone
 
+pytestmark = pytest.mark.once
+
 # As LiteRT's benchmark_model prints it: tools/benchmark/benchmark_model.cc, and `StatWithPercentiles` for the lines with counts.
 LOG = """INFO: STARTING!
 INFO: Log parameter values verbosely: [0]

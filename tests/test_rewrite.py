@@ -122,6 +122,7 @@ def for_random_networks(count, check):
     draw()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.slow)])
 def test_random_networks_are_equal_or_left_alone(count):
     rewritten = []
@@ -151,6 +152,7 @@ def test_the_files_of_ten_random_networks_predict_the_same(tmp_path):
     assert len(names) == 10 and names.count("sparse_ready") >= 7
 
 
+@pytest.mark.few(tensorflow=["each side-blocks3-pooled"])
 @pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
 @pytest.mark.parametrize(
     "stem, blocks, end",
@@ -174,6 +176,7 @@ def test_the_file_of_a_rewritten_network_predicts_the_same_and_runs_sparse(stem,
     assert any(note.startswith("Rewritten in the sparse_ready file: ") for note in after.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
 def test_arm64_takes_the_rewritten_network_where_that_pays(tmp_path):
     x = np.random.default_rng(0).standard_normal((8, 16, 16, 3)).astype("float32")
@@ -201,6 +204,7 @@ def test_the_smallest_file_is_that_of_the_rewritten_network_where_that_is_as_sma
     assert not any("Left out: sparse_ready" in note for note in report.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="the advice is on a converted file")
 @pytest.mark.parametrize("make", [lambda **kw: keras.applications.MobileNet(alpha=0.5, **kw), lambda **kw: keras.applications.MobileNetV3Small(**kw)])
 def test_networks_as_keras_has_them_run_sparse(make):

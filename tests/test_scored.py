@@ -103,6 +103,7 @@ def test_a_removed_weight_has_a_sensitivity_of_its_own_under_the_mask():
     np.testing.assert_allclose(connection_sensitivity(loss, loss.values(), masks)[0], np.abs(expected[0]), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:.*removed all of")
 def test_regularizers_and_several_outputs_count_as_the_compiled_loss_says():
     inputs = keras.Input((4,))
@@ -189,6 +190,7 @@ def test_masks_are_exact_train_and_leave_the_model_as_it_was(make):
     masks = masks_of(pruned)
     assert same(before, weights(model))
     assert sum(mask.sum() for mask in masks.values()) == total - int(0.7 * total + 0.5)
+    assert {row["method"] for row in kg.summary(pruned).rows if row["kept"]} == {method.brief()}
     for masked in (masked for layer in kg.pruned_layers(pruned) for masked in layer.masked_weights):  # the variance is restored
         kernel = next(weight.variable for weight in prunable_weights(model) if weight.path == masked.path)
         assert np.square(numpy(masked.masked())).sum() == pytest.approx(np.square(numpy(kernel)).sum(), rel=1e-5)
@@ -198,6 +200,7 @@ def test_masks_are_exact_train_and_leave_the_model_as_it_was(make):
     assert keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(method)) == method
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "options, expected",
     [

@@ -3,6 +3,7 @@
     python benchmarks/accuracy/compare.py --budget cpu                   # the comparison with TF-MOT, most telling runs first; two cores, many hours
     python benchmarks/accuracy/compare.py --budget long                  # long training, few images, trained networks: does the noise pay?
     python benchmarks/accuracy/compare.py --budget long --list           # only say which runs these are, and how long they take
+    python benchmarks/accuracy/compare.py --budget survey                # the methods of the survey's frame at 90 and 95 %, seed 0; about two hours of one core
     python benchmarks/accuracy/compare.py --budget smoke                 # a look, about a minute; its results are worth nothing
     python benchmarks/accuracy/compare.py --budget full                  # 200 epochs, for a GPU; KERAS_BACKEND=jax serves one without TensorFlow
     python benchmarks/accuracy/compare.py resnet8 --only tfmot-98 gibbs-98 --seeds 0 1 2
@@ -10,8 +11,8 @@
     python benchmarks/accuracy/report.py resnet8                         # tables and plots, at any time
 
 Every finished run is a line in benchmarks/results/<suite>.jsonl. A run whose line is there is not repeated, and Ctrl-C keeps what is finished and goes on
-from the last epoch of what is not (a run of TF-MOT begins again). The same command may be given twice at the same time: each process takes the next run that
-the other has not. To compute on one core, set TF_NUM_INTRAOP_THREADS=1 and TF_NUM_INTEROP_THREADS=1.
+from the last epoch of what is not (a run of TF-MOT or of lottery tickets begins again). The same command may be given twice at the same time: each process
+takes the next run that the other has not. To compute on one core, set TF_NUM_INTRAOP_THREADS=1 and TF_NUM_INTEROP_THREADS=1.
 
 Seeds are paired: one seed is one initialization and one order of the batches for all variants. Test images are looked at once, after the last epoch, with the
 stripped model and its .tflite files.

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 import keras_gibbs as kg
-from benchmarks.accuracy import train_tfmot, training
+from benchmarks.accuracy import train_tfmot, train_tickets, training
 from benchmarks.common import data
 
 
@@ -72,16 +72,50 @@ def files(model, validation, test, count=1000):
     return {"auto": chosen, "images": len(test[0]), "forms": forms}
 
 
+def shrunken(model, images, test):
+    """What `shrink` makes of a final model.
+
+    Args:
+        model: A plain Keras model.
+        images: Scaled training images, by which it is recalibrated.
+        test: Scaled images and labels.
+
+    Returns:
+        Dict with `parameters` and `macs` left, those of the model before (`parameters_before`, `macs_before`), and the accuracy once it is recalibrated.
+    """
+    report = kg.shrink(model, plan_only=True)
+    figures = {name: report.total(f"{name}_after") for name in ("parameters", "macs")}
+    figures |= {f"{name}_before": report.total(name) for name in ("parameters", "macs")}
+    small = kg.shrink(model)
+    kg.recalibrate(small, images)
+    return figures | {"recalibrated": accuracy(small, *test)}
+
+
 def train_ours(suite, method, rate, seed, network, batches, validation, folder):
     """Train a Keras 3 network, under a method or dense.
 
     Returns:
         The model, stripped if need be; the pruned one, or None; the history; the times.
     """
-    pruned = None if method is None else kg.prune(network, method, where=suite.where, seed=seed)
-    callbacks = [batches.follow()] + ([] if method is None else [kg.GibbsPruningCallback()]) + [Stuck(network.output_shape[-1])]
-    history, times = training.fit(pruned or network, batches, validation, suite.epochs, rate, callbacks, folder)
+    tickets = isinstance(method, train_tickets.Tickets)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    given = kg.Fixed() if tickets else method
+    pruned = None if method is None else kg.prune(network, given, where=suite.where, seed=seed, data=examples(batches), loss=loss)
+
+    def callbacks():
+        return [batches.follow()] + ([] if method is None else [kg.GibbsPruningCallback()]) + [Stuck(network.output_shape[-1])]
+
+    if tickets:
+        history, times = train_tickets.train(pruned, method, batches, validation, suite.epochs, rate, callbacks)
+    else:
+        history, times = training.fit(pruned or network, batches, validation, suite.epochs, rate, callbacks(), folder)
     return kg.strip_pruning(pruned) if pruned else network, pruned, history, times
+
+
+def examples(batches, count=10):
+    """The first `count` training images of every class, scaled, and their labels: what methods score a network on."""
+    chosen = np.concatenate([np.flatnonzero(batches.labels == label)[:count] for label in np.unique(batches.labels)])
+    return batches.scaling(batches.images[chosen]), batches.labels[chosen]
 
 
 def train_theirs(suite, method, rate, seed, network, images):
@@ -139,6 +173,7 @@ def train(suite, variant, seed, earlier, images, folder=None, start=None):
         "test": accuracy(final, x_test, y_test),
         "validation": accuracy(final, x_val, y_val),
         "test_unmasked": accuracy(unmasked(network, pruned), x_test, y_test) if pruned else None,
+        "shrunken": shrunken(final, scaling(x[:5000]), (x_test, y_test)) if suite.shrunken else None,
         "files": files(final, (x_val, y_val), (x_test, y_test)) if suite.exported else None,
     }
     configuration = {

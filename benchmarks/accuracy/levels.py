@@ -5,6 +5,12 @@ import statistics
 from benchmarks.accuracy.methods import NOTES
 from benchmarks.accuracy.tables import FEW, half_width
 
+LEADING = {  # what the question is about: family -> what a reader calls it
+    "gibbs-recommended": "Gibbs.recommended",
+    "magnitude-shape": "the same without noise",
+    "tfmot": "TF-MOT, its best schedule",
+    "tfmot-default": "TF-MOT, its default",
+}
 WITHOUT_NOISE = "magnitude-shape"  # `Gibbs.recommended` but for its noise
 NOISY = ("gibbs-recommended", "noise-")  # how the families begin that have it, and noise
 
@@ -17,6 +23,15 @@ def accuracy(result):
 def families(suite, results):
     """The families with results, in the order of the suite."""
     return list(dict.fromkeys(variant.family for variant in suite.variants if variant.family and variant.name in results))
+
+
+def leading(suite, results):
+    """Those of them that the question is about, at most four, and what a reader calls them; the first four where none is."""
+    found = families(suite, results)
+    names = {**LEADING, suite.rival: LEADING["tfmot"]}
+    if suite.rival != "tfmot":
+        del names["tfmot"]
+    return {family: name for family, name in names.items() if family in found} or {family: family for family in found[:4]}
 
 
 def levels(suite, results):
@@ -64,6 +79,16 @@ def accuracies(suite, results, heading="test accuracy, %", of=accuracy):
             runs = list(results.get(f"{family}-{level}", {}).values())
             row[f"{level} %"] = mean([of(run) for run in runs]) + astray(runs, level) if runs else ""
         table.append(row)
+    return table
+
+
+def short(suite, results):
+    """The leading rows only, and how far `Gibbs.recommended` is ahead of TF-MOT and of itself without noise."""
+    names = {"dense": "not pruned", **leading(suite, results)}
+    heading = "test accuracy, %"
+    table = [row | {heading: names[row[heading]]} for row in accuracies(suite, results) if row[heading] in names]
+    for other, label in ((suite.rival, "ahead of TF-MOT"), (WITHOUT_NOISE, "what the noise adds")):
+        table += [row | {heading: label} for row in against(other, heading, ["gibbs-recommended"], suite, results)]
     return table
 
 
@@ -141,6 +166,7 @@ def notes(suite, results):
 def tables(suite, results):
     """The tables, by name."""
     made = {
+        "short": short(suite, results),
         "accuracy": accuracies(suite, results),
         "difference": against_rival(suite, results),
         "noise": noise(suite, results),

@@ -4,6 +4,7 @@ import numpy as np
 
 import keras_gibbs as kg
 from benchmarks.accuracy.train_tfmot import TFMOT
+from benchmarks.accuracy.train_tickets import Tickets
 from benchmarks.common.networks import prunable
 
 
@@ -14,6 +15,16 @@ def _random(sparsity):
         rng = np.random.default_rng([seed, 2])
         pattern = kg.prune(network, kg.Magnitude(sparsity), where=prunable)  # which layers, and how many
         return kg.Fixed({layer.name: rng.permuted(np.array(layer.mask()).ravel()).reshape(layer.mask().shape) for layer in kg.pruned_layers(pattern)})
+
+    return masks
+
+
+def _magnitude_before(sparsity):
+    """Masks of the largest initial weights of every layer, which stay."""
+
+    def masks(network, seed, earlier):
+        pattern = kg.prune(network, kg.Magnitude(sparsity), where=prunable)
+        return kg.Fixed({layer.name: np.array(layer.mask()) for layer in kg.pruned_layers(pattern)})
 
     return masks
 
@@ -39,6 +50,20 @@ METHODS = {
     "tfmot-late": lambda sparsity: TFMOT(sparsity, end=0.65),
     "tfmot-every": lambda sparsity: TFMOT(sparsity, frequency=1),
     "tfmot-delayed": lambda sparsity: TFMOT(sparsity, begin=0.15, frequency=10),
+}
+# The rest of the survey's frame: masks found before training, masks that drop and regrow, a growing penalty, lottery tickets.
+SURVEY = {
+    "rigl": kg.RigL,
+    "set": kg.SET,
+    "snip": kg.SNIP,
+    "grasp": kg.GraSP,
+    "synflow": kg.SynFlow,
+    "force": kg.FORCE,
+    "iterative-snip": kg.IterativeSNIP,
+    "random-shape": lambda sparsity: kg.Random(sparsity, scope="shape"),
+    "magnitude-before": _magnitude_before,
+    "greg": lambda sparsity: kg.GReg(sparsity, choose=0.3),
+    "lottery": lambda sparsity: Tickets(sparsity, rounds=3),
 }
 # More or other noise than `Gibbs.recommended` has, one thing at a time. Its own: beta from 5 to 100 in the first half of training, then a held mask.
 NOISE = {
@@ -78,6 +103,14 @@ NOTES = {  # what a reader of the tables has to know of a method
     "noise-exact": "the recipe with draws of an exact count",
     "noise-curvature": "the recipe by curvature",
     "noise-authors": "the authors' law and schedule, with shares by shape and a mask held from 64 % of training on",
+    "rigl": "masks that drop by magnitude and regrow by gradient, shares by shape",
+    "set": "masks that drop by magnitude and regrow by chance, shares by shape",
+    "snip": "masks found before training on ten images of each class, as are those of grasp, force and iterative-snip",
+    "synflow": "masks found before training, without data",
+    "random-shape": "random masks, shares by shape",
+    "magnitude-before": "masks of the largest initial weights, which stay",
+    "greg": "a growing penalty on weights that are chosen at 30 % and removed at 60 % of training; its authors start from a trained network",
+    "lottery": "three rounds of pruning and rewinding to the initial weights: four trainings in place of one",
     "tfmot-third": "TF-MOT every 10 steps, to 35 % of training",
     "tfmot-two-thirds": "TF-MOT every 10 steps, to 65 % of training",
     "tfmot-four-fifths": "TF-MOT every 10 steps, to 80 % of training",

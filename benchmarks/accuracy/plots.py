@@ -20,11 +20,15 @@ def _axes(rows=1, columns=1, size=(7.5, 4.8)):
 
 def _finish(figure, path, title):
     """One legend for all panels, beside them, and the file."""
-    from matplotlib import pyplot
-
     handles = {label: handle for axes in reversed(figure.axes) for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), fontsize="small", title=title, loc="outside right center")
     figure.savefig(path, bbox_inches="tight")
+    _close(figure)
+
+
+def _close(figure):
+    from matplotlib import pyplot
+
     pyplot.close(figure)
 
 
@@ -64,30 +68,45 @@ def curves(results, suite, title, path):
 
 
 def by_sparsity(results, suite, title, path):
-    """Test accuracy against sparsity: the mean of the seeds and their standard deviation."""
-    figure, ((axes,),) = _axes()
-    families, ticks = levels.families(suite, results), levels.levels(suite, results)
-    for index, family in enumerate(families):
+    """Test accuracy against sparsity: the mean of the seeds and their standard deviation, of the methods that the question is about."""
+    figure, ((axes,),) = _axes(size=(8.5, 4.2))
+    families, ticks = levels.leading(suite, results), levels.levels(suite, results)
+    ends = []
+    for index, (family, name) in enumerate(families.items()):
         found = {level: list(results[f"{family}-{level}"].values()) for level in ticks if f"{family}-{level}" in results}
         values = [[levels.accuracy(run) for run in runs] for runs in found.values()]
-        aside = 0.06 * (index / max(1, len(families) - 1) - 0.5)  # bars of several methods at one sparsity stand side by side
-        axes.errorbar(
-            [_place(levels.reached(runs, level)) + aside for level, runs in found.items()],
-            [statistics.fmean(seeds) for seeds in values],
-            [_deviation(seeds) for seeds in values],
-            label=f"{family} ({', '.join(str(count) for count in sorted(set(map(len, values))))})",
-            capsize=2,
-            markersize=5,
-            **_style(suite, family),
-        )
+        aside = 0.05 * (index / max(1, len(families) - 1) - 0.5)  # bars of several methods at one sparsity stand side by side
+        places = [_place(levels.reached(runs, level)) + aside for level, runs in found.items()]
+        means = [statistics.fmean(seeds) for seeds in values]
+        style = _style(suite, family)
+        axes.errorbar(places, means, [_deviation(seeds) for seeds in values], capsize=2, markersize=5, **style)
+        ends.append((means[-1], f"{name} ({_range(map(len, values))})", style["color"]))
     if "dense" in results:
         values = [levels.accuracy(run) for run in results["dense"].values()]
-        axes.axhline(statistics.fmean(values), color="black", linestyle="--", label=f"dense ({len(values)})")
+        axes.axhline(statistics.fmean(values), color="black", linestyle="--")
         axes.axhspan(statistics.fmean(values) - _deviation(values), statistics.fmean(values) + _deviation(values), color="black", alpha=0.1, linewidth=0)
-    axes.set(xlabel="weights removed from the pruned layers, %", ylabel="test accuracy, %", title=title)
+        ends.append((statistics.fmean(values), f"not pruned ({len(values)})", "black"))
+    _label(axes, ends)
+    axes.set(xlabel="weights removed from the pruned layers, %", ylabel="test accuracy, %", title=f"{title}: mean ± std (seeds)")
     axes.set_xticks([_place(level) for level in ticks], [str(level) for level in ticks])
     axes.grid(alpha=0.3)
-    _finish(figure, path, "method (seeds), mean ± std")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, bbox_inches="tight")
+    _close(figure)
+
+
+def _label(axes, ends):
+    """Write what each line is beside the axes, at the height of its end, `(height, text, colour)`; one above the other where ends meet."""
+    low, high = axes.get_ylim()
+    below = -math.inf
+    for height, text, colour in sorted(ends):
+        below = max(height, below + 0.055 * (high - low))
+        axes.text(1.01, below, text, color=colour, va="center", transform=axes.get_yaxis_transform())
+
+
+def _range(counts):
+    counts = sorted(set(counts))
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _place(level):

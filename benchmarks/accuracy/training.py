@@ -8,7 +8,13 @@ import keras
 from benchmarks.common.results import write_text
 
 
-def fit(model, batches, validation, epochs, rate, callbacks, folder=None, api=keras):
+def compile_model(model, steps, rate, api=keras):
+    """Adam along a cosine from `rate` to 0 in `steps`, and the cross-entropy of logits."""
+    optimizer = api.optimizers.Adam(api.optimizers.schedules.CosineDecay(rate, steps))
+    model.compile(optimizer, api.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+
+
+def fit(model, batches, validation, epochs, rate, callbacks, folder=None, api=keras, compiled=False):
     """Compile and train: Adam along a cosine to 0, cross-entropy of logits, validation after every epoch.
 
     Args:
@@ -20,12 +26,13 @@ def fit(model, batches, validation, epochs, rate, callbacks, folder=None, api=ke
         callbacks: Of the Keras in `api`.
         folder: Where the last epoch is kept while the run lasts, to go on from after an interruption; None keeps nothing.
         api: The Keras that `model` is made with.
+        compiled: Whether `compile_model` was called before.
 
     Returns:
         The history, `{name: [value of every epoch]}`, and the seconds that the epochs took, by the clock and of CPU time over all threads.
     """
-    optimizer = api.optimizers.Adam(api.optimizers.schedules.CosineDecay(rate, epochs * len(batches)))
-    model.compile(optimizer, api.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    if not compiled:
+        compile_model(model, epochs * len(batches), rate, api)
     record = Record(epochs, folder and folder / "history.json")
     callbacks = [*callbacks, api.callbacks.LambdaCallback(on_epoch_begin=record.begin, on_epoch_end=record.end)]
     if folder is not None:  # after the record: an epoch that is kept has its figures

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_gibbs.budget import Budget
 from keras_gibbs.configuration import Configuration
 from keras_gibbs.schedules import Schedule, as_schedule
 from keras_gibbs.specs import Spec
@@ -61,6 +62,10 @@ class PruningMethod(Configuration):
         """The one deterministic mask that the state stands for, of inference, `strip_pruning` and every count. Like `sample`, without noise."""
         raise NotImplementedError
 
+    def is_due(self, before: float, after: float) -> bool:
+        """Whether `revise` may change anything as training comes from one progress, negative before the first, to another."""
+        return True
+
     def revise(self, weight: Tensor, state: Mapping[str, Tensor], progress: float, uniform) -> dict[str, Any]:
         """What changes outside of the training step, whenever the callback moves the schedules.
 
@@ -84,8 +89,12 @@ class PruningMethod(Configuration):
 
 def check_sparsity(sparsity) -> Schedule:
     """The schedule of a `sparsity` argument, or an error that explains what it means."""
+    if isinstance(sparsity, Budget):
+        return as_schedule(sparsity)
     if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float, np.number, Schedule)):
-        raise TypeError(f"`sparsity` must be a number in [0, 1) or a schedule such as `Polynomial(0.0, 0.9)`. Received: sparsity={sparsity!r}.")
+        raise TypeError(
+            f"`sparsity` must be a number in [0, 1), a schedule such as `Polynomial(0.0, 0.9)`, or a `Budget`. Received: sparsity={sparsity!r}."
+        )
     low, high = sparsity.bounds if isinstance(sparsity, Schedule) else (sparsity, sparsity)
     if not (0.0 <= low and high < 1.0):
         hint = f" For {high:g} percent pass {high / 100:g}." if 1.0 < high < 100.0 else ""

@@ -70,8 +70,8 @@ class DynamicMethod(SharesCounts, PruningMethod):
         return super().state(shape) | {
             "noise": Spec(np.zeros(2), "int32", seeded=True),
             "kept": Spec(self.counts(self.sparsity, shape)["kept"], "int32"),
-            "held": Spec(np.zeros((1, 1, *shape[2:])), "uint8"),
-            "started": Spec(0, "uint8"),
+            "held": Spec(np.zeros((1, 1, *shape[2:])), "bool"),
+            "started": Spec(0, "int32"),
             "updates": Spec(0, "int32"),
         }
 
@@ -82,19 +82,23 @@ class DynamicMethod(SharesCounts, PruningMethod):
         noise = Uniform(state["noise"], 0)((1, 1, *weight.shape[2:]))
         return ranking.top(ranking.to_key(noise), state["kept"])
 
+    def is_due(self, before, after):
+        # A step that stands for none costs a look at the weights; one that is left out costs an update: so what was before is taken as a little less.
+        return not 0 <= before <= after or math.floor(after / self.every + 1e-9) > math.floor(before / self.every - 1e-4)
+
     def revise(self, weight, state, progress, uniform):
         updates = super().revise(weight, state, progress, uniform)
         number = math.floor(progress / self.every + 1e-9)
         if not _number(state["started"]):
-            return updates | {"held": ops.cast(self._first(weight, state), "uint8"), "started": 1, "updates": number}
+            return updates | {"held": self._first(weight, state) > 0, "started": 1, "updates": number}
         if number <= _number(state["updates"]) or progress >= self.end:
             return updates | {"updates": number}
         share = 0.5 * self.fraction * (1.0 + math.cos(math.pi * progress / self.end))
-        before = ops.convert_to_numpy(state["held"]).reshape(-1) > 0
+        before = ops.convert_to_numpy(state["held"]).reshape(-1)
         worth = ops.convert_to_numpy(mean_over_groups(weight * weight, state)).reshape(-1)
         after = move(before, worth, ops.convert_to_numpy(self.growth(weight, state, uniform)).reshape(-1), share)
         grown = (after & ~before).reshape(1, 1, -1, 1)
-        return updates | {"held": after.reshape(1, 1, -1, 1).astype("uint8"), "updates": number, "weight": ops.where(grown, 0.0, weight)}
+        return updates | {"held": after.reshape(1, 1, -1, 1), "updates": number, "weight": ops.where(grown, 0.0, weight)}
 
 
 def move(kept: np.ndarray, worth: np.ndarray, growth: np.ndarray, share: float) -> np.ndarray:

@@ -48,6 +48,7 @@ class EDropout(SearchesModel, RemovesUnits, ChecksTraining, PruningMethod):
         crossover: Probability that a bit of a candidate comes from the mutant.
         mutation_rate: The factor F of the rules.
         initial_keep: Probability that a bit of the first population is 1.
+        structure: `Filter()`: a bit is a filter or unit with its bias. `Filter(coupled=True)`: a bit is a channel, with all filters that make it.
         population_chunk: How many candidates are evaluated at once. 1 takes one after the other, in the memory of one forward pass; more share a pass with the
             batch stacked, which needs activations with f(0) = 0 in the pruned layers, and no layer that draws noise.
 
@@ -77,9 +78,11 @@ class EDropout(SearchesModel, RemovesUnits, ChecksTraining, PruningMethod):
     initial_keep: float = dataclasses.field(default=0.5, kw_only=True)
     population_chunk: int = dataclasses.field(default=1, kw_only=True)
 
-    structure = Filter()
+    structure: Filter = dataclasses.field(default=Filter(), kw_only=True)
 
     def __post_init__(self):
+        if not isinstance(self.structure, Filter):
+            raise ValueError(f"EDropout has one bit a filter, or a channel: `Filter()` or `Filter(coupled=True)`. Received: structure={self.structure!r}.")
         if isinstance(self.population, bool) or not isinstance(self.population, (int, np.integer)) or not LEAST <= self.population < 2**31:
             rule = f"`population` must be an int of at least {LEAST}: a rival has three parents besides its own slot"
             raise ValueError(f"{rule}. Received: population={self.population!r}.")
@@ -111,6 +114,8 @@ class EDropout(SearchesModel, RemovesUnits, ChecksTraining, PruningMethod):
 
     def check(self, weight):
         super().check(weight)
+        if self.structure.coupled:
+            return  # biases are among what follows a channel
         bias = getattr(weight.owner, "bias", None)
         outputs = tuple(weight.shape[axis] for axis in weight.layout.outputs)
         if bias is not None and tuple(bias.shape) != outputs:

@@ -71,8 +71,8 @@ class GReg(DecaysWeights, PruningMethod):
         return {"sparsity": removal, "factor": as_schedule(self.penalty_factor)}
 
     def state(self, shape):
-        flags = {"chosen": Spec(0, "uint8"), "removed": Spec(0, "uint8")}
-        return super().state(shape) | flags | {"keeps": Spec(np.zeros((1, 1, *shape[2:])), "uint8")}
+        flags = {"chosen": Spec(0, "int32"), "removed": Spec(0, "int32")}
+        return super().state(shape) | flags | {"keeps": Spec(np.zeros((1, 1, *shape[2:])), "bool")}
 
     def mode(self, weight, state):
         return ops.where(state["removed"] > 0, ops.cast(state["keeps"], "float32"), 1.0)
@@ -87,5 +87,5 @@ class GReg(DecaysWeights, PruningMethod):
             if "filled" in state:
                 keys = ops.where(ops.any(state["filled"], axis=(0, 1), keepdims=True), keys, ranking.LOWEST)
             keeps = ranking.top(keys, ranking.count_kept(weight.shape[2], self.sparsity))
-            updates |= {"keeps": ops.cast(keeps, "uint8"), "chosen": 1}
+            updates |= {"keeps": keeps > 0, "chosen": 1}
         return updates | ({"removed": 1} if progress >= self.remove else {})

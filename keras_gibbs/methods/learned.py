@@ -87,7 +87,11 @@ class LearnedMask(LearnsMasks, ChecksTraining, RankedMethod):
         return {} if self.sparsity is None else super().schedules()
 
     def mode(self, weight, state):
-        return ops.cast(self.logits(state) >= 0, "float32") if self.sparsity is None else super().mode(weight, state)
+        if self.sparsity is not None:
+            return super().mode(weight, state)
+        logits = self.logits(state)
+        least = ops.minimum(ops.max(logits), 0.0) if self.structure.coupled else 0.0  # where no channel is left the network is cut
+        return ops.cast(logits >= least, "float32")
 
     def follow(self, weight, state, exact=False):
         return {}  # masks are drawn from the logits

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from keras import ops
 
+from keras_gibbs.budgeting import meet
 from keras_gibbs.methods.base import PruningMethod, check_sparsity, check_structure
 from keras_gibbs.methods.fixed import Fixed
 from keras_gibbs.methods.ranked import mean_over_groups
@@ -68,17 +69,18 @@ class ScoredMethod(FindsMasks, PruningMethod):
             f"{name} finds its masks in a whole Keras 3 model. Received: {self.brief()} for one layer. Give `keras_gibbs.prune(model, {name}(...))` the model."
         )
 
-    def find(self, model, weights, data, loss):
+    def find(self, model, weights, data, loss, seed):
         score = self.scorer(model, weights, data, loss)
-        masks = [np.ones(weight.shape, "float32") for weight in weights]
+        masks, solved = [np.ones(weight.shape, "float32") for weight in weights], None
         for step in range(1, self.steps + 1):
-            sparsity = self.sparsity if step == self.steps else 1.0 - (1.0 - self.sparsity) ** (step / self.steps)
             scores = score(masks)
             if not all(np.isfinite(found).all() for found in scores):
                 raise ValueError(f"Scores must be finite. Received: model {model.name!r}, whose gradients for {type(self).__name__} overflow on this data.")
+            solved = solved or self._solved(model, weights, scores, seed)
             if not self.regrows:
                 scores = [np.where(mask > 0, found, -np.inf) for mask, found in zip(masks, scores, strict=True)]
-            masks = self.cut(weights, scores, sparsity)
+            sparsity = solved.sparsity if step == self.steps else 1.0 - (1.0 - solved.sparsity) ** (step / self.steps)
+            masks = solved.cut(weights, scores, sparsity)
         collapsed = [weight.path for weight, mask in zip(weights, masks, strict=True) if not mask.any()]
         if collapsed:
             warnings.warn(
@@ -86,7 +88,12 @@ class ScoredMethod(FindsMasks, PruningMethod):
                 "`scope='shape'` or a lower sparsity.",
                 stacklevel=3,
             )
-        return Fixed(dict(zip([weight.path for weight in weights], masks, strict=True)))
+        return Fixed(dict(zip([weight.path for weight in weights], masks, strict=True)), found_by=self.brief())
+
+    def _solved(self, model, weights, scores, seed):
+        """The method with numbers in place of a budget, which shares out by the scores of the whole network."""
+        grouped = [self._grouped(weight, score).reshape(-1) for weight, score in zip(weights, scores, strict=True)]
+        return meet(self, model, weights, seed, grouped)
 
     def cut(self, weights: list, scores: list[np.ndarray], sparsity: float) -> list[np.ndarray]:
         """The masks, in the shapes of the weights, of the groups of the highest scores."""

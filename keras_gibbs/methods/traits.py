@@ -107,8 +107,8 @@ class SearchesModel:
 class FindsMasks:
     """Masks that are found before training, from the whole model and perhaps data: `prune` gives every weight a `Fixed` mask in place of the method."""
 
-    def find(self, model, weights: list, data, loss):
-        """The `Fixed` method with the masks of `weights`, a list of `Prunable` of `model`; nothing is changed.
+    def find(self, model, weights: list, data, loss, seed: int):
+        """The `Fixed` method with the masks of `weights`, a list of `Prunable` of `model`; nothing is changed. `seed` is of what is drawn.
 
         Raises:
             ValueError: Where the data or the loss is missing, does not fit, or is not finite.

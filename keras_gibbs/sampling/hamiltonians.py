@@ -44,6 +44,11 @@ class Hamiltonian(Configuration):
 
     def check(self, structure: Structure) -> None:
         """Raise `ValueError` where the law is not defined for `structure`."""
+        if structure.coupled and not self.one_spin_per_group:
+            raise ValueError(
+                f"Under `Filter(coupled=True)` a channel is one bit, and {type(self).__name__} gives every weight a spin of its own. "
+                f"Received: hamiltonian={self!r}. Use `hamiltonian=Independent()`, the default there, or `Filter()`."
+            )
 
     def check_positions(self, positions: int) -> None:
         """Raise `ValueError` where the law cannot be drawn for kernels of so many spatial positions."""
@@ -162,6 +167,7 @@ class FilterCoupling(Hamiltonian):
     def check(self, structure):
         if not isinstance(structure, Filter):
             raise ValueError(f"`FilterCoupling` couples the input channels of one filter. Received: structure={structure!r}. Use `structure=Filter()`.")
+        super().check(structure)
 
     def energy(self, spins, field):
         half = field.shape[0] // 2
@@ -174,5 +180,7 @@ class FilterCoupling(Hamiltonian):
 
 
 def authors_hamiltonian(structure: Structure) -> Hamiltonian:
-    """The Hamiltonian the authors use for a structure; `Independent()` for structures they do not have."""
+    """The Hamiltonian the authors use for a structure; `Independent()` for structures they do not have, such as coupled filters."""
+    if structure.coupled:
+        return Independent()
     return {Unstructured: Independent, Kernel: KernelCoupling, Filter: FilterCoupling}.get(type(structure), Independent)()

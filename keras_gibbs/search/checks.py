@@ -44,6 +44,11 @@ def check_search(model, method) -> None:
     if not (graph.has_graph(model) and model.built):
         return  # `prune` has words for these
     check_outputs(model, method)
+    if method.population_chunk > 1 and method.structure.coupled:
+        raise ValueError(
+            "Candidates cannot share a forward pass where several layers make one channel. "
+            f"Received: population_chunk={method.population_chunk}, structure={method.structure!r}. Use `population_chunk=1`."
+        )
     if method.population_chunk > 1:
         _check_stacked(model)
 

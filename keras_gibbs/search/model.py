@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_gibbs.configuration import register
+from keras_gibbs.coupling.model import CoupledModel
 from keras_gibbs.layers import Pruned, pruned_layers
 from keras_gibbs.methods.traits import SearchesModel
 from keras_gibbs.search.checks import ends_in
@@ -14,7 +15,7 @@ from keras_gibbs.specs import read
 
 
 @register
-class SearchedModel(Searching, keras.Model):
+class SearchedModel(Searching, CoupledModel):
     """A functional model whose layers are wrapped with `EDropout`; `prune` makes it.
 
     Every step of `fit` first evolves the population on the batch, then trains the kept weights under the best state. Population, energies and the state of the
@@ -26,28 +27,10 @@ class SearchedModel(Searching, keras.Model):
 
     def __init__(self, inputs, outputs, name=None, **kwargs):
         super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
-        self.sequential = False  # True where the model that was pruned was a Sequential
         self.start_search()
 
-    @classmethod
-    def of(cls, pruned: keras.Model) -> "SearchedModel":
-        """The searched form of a model whose layers are wrapped."""
-        sequential = isinstance(pruned, keras.Sequential)
-        model = cls(pruned.inputs[0], pruned.outputs[0], name=pruned.name) if sequential else cls(pruned.input, pruned.output, name=pruned.name)
-        model.sequential = sequential
-        if not pruned.trainable:
-            model.trainable = False
-        return model
-
     def layers_in_order(self) -> list[Pruned]:
-        return [layer for layer in pruned_layers(self) if isinstance(layer.method, SearchesModel)]
-
-    def plain(self) -> keras.Model:
-        """The same layers as an ordinary functional model."""
-        model = keras.Model(self.input, self.output, name=self.name)
-        if not self.trainable:
-            model.trainable = False
-        return model
+        return [layer for layer in pruned_layers(self) if isinstance(layer.method, SearchesModel) and layer.masked_weights]
 
     # Candidates.
 
@@ -113,17 +96,6 @@ class SearchedModel(Searching, keras.Model):
 
     def load_own_variables(self, store):
         super().load_own_variables(read(store))
-
-    def get_config(self):
-        return {**super().get_config(), "sequential": self.sequential}
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        config = dict(config)
-        sequential = config.pop("sequential", False)
-        model = super().from_config(config, custom_objects=custom_objects)
-        model.sequential = sequential
-        return model
 
 
 @contextlib.contextmanager

@@ -119,9 +119,7 @@ class Searching:
 
     def parameters(self) -> np.ndarray:
         """How many weights and biases each bit removes, float32 `(D,)`."""
-        weights = self.weights_in_order()
-        counts = [sum(math.prod(part.shape) for part in (masked.variable, masked.bias) if part is not None) // masked.groups for masked in weights]
-        return np.repeat(counts, self._sizes()).astype("float32")
+        return np.repeat([masked.unit_parameters for masked in self.weights_in_order()], self._sizes()).astype("float32")
 
     def kept_fraction(self, bits: Tensor) -> Tensor:
         """The fraction of the parameters of the searched layers that `bits`, `(D,)` or `(S, D)`, keep."""

@@ -42,13 +42,18 @@ class Table(Configuration):
             if not 0.0 <= sparsity < 1.0:
                 raise ValueError(f"The sparsities of a table lie in [0, 1): fractions removed. Received: {{{pattern!r}: {sparsity!r}}}.")
 
+    def brief(self):
+        return repr(self) if len(self.sparsities) < 4 else f"Table({len(self.sparsities)} sparsities)"
+
     def sparsity(self, path: str, now: float, final: float) -> float:
         """The sparsity of the weight at `path`, where that of the method is `now`, and `final` in the end."""
         named = (sparsity for pattern, sparsity in self.sparsities if re.search(pattern, path))
         return next((sparsity * (now / final if final else 1.0) for sparsity in named), now)
 
 
-def counts(scope, sparsity: float, final: float, weights: list, groups: list[int], scores: list[np.ndarray] | None = None, floor: float = 0.0) -> list[int]:
+def counts(
+    scope, sparsity: float, final: float, weights: list, groups: list[int], scores: list[np.ndarray] | None = None, floor: float = 0.0, fewest: int = 0
+) -> list[int]:
     """How many groups every weight keeps at a `sparsity` of the network.
 
     Args:
@@ -59,6 +64,7 @@ def counts(scope, sparsity: float, final: float, weights: list, groups: list[int
         groups: How many groups each weight has.
         scores: What `"global"` and `"lamp"` compare, one array `(groups,)` a weight.
         floor: With `"global"`, the least density of a weight as a fraction of that of the network.
+        fewest: How many groups every weight keeps at least where all are ranked together without a floor.
     """
     if scope == "layer":
         return [count_kept(count, sparsity) for count in groups]
@@ -67,7 +73,7 @@ def counts(scope, sparsity: float, final: float, weights: list, groups: list[int
     if scope == "shape":
         return by_shape([weight.shape for weight in weights], groups, 1.0 - sparsity)
     scores = [lamp(score) for score in scores] if scope == "lamp" else scores
-    least = [max(1, int(floor * (1.0 - sparsity) * count)) if floor else 0 for count in groups]
+    least = [max(1, int(floor * (1.0 - sparsity) * count)) if floor else fewest for count in groups]
     return by_score(scores, count_kept(sum(groups), sparsity), least)
 
 

@@ -13,6 +13,8 @@ from keras_gibbs.structure.rules import OPERATIONS, RULES
 from keras_gibbs.structure.states import Channels, Held, Role, Site
 from keras_gibbs.structure.trace import Trace, tensors, trace
 
+AT_OUTPUT = "it is an output of the model"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Member:
@@ -115,7 +117,7 @@ def follow(calls: Trace, first: Flow | None = None) -> Flow:
         for tensor in outputs:
             states[id(tensor)] = state if len(outputs) == 1 else flow.release(state, f"{site.describe()} has several outputs")
     for tensor in calls.outputs:
-        flow.release(states[id(tensor)], "it is an output of the model")
+        flow.release(states[id(tensor)], AT_OUTPUT)
     return flow
 
 
@@ -137,8 +139,7 @@ def _in_time(flow, site):
     """The wrapped layer on one step, which lacks axis 1; channels along that axis are followed no further."""
     reason = f"{site.describe()} runs along it"
     states = [
-        flow.release(state, reason) if isinstance(state, Channels) and len(shape) + state.axis == 1 else state
-        for shape, state in zip(site.shapes, site.states)
+        flow.release(state, reason) if isinstance(state, Channels) and len(shape) + state.axis == 1 else state for shape, state in zip(site.shapes, site.states)
     ]
     inside = dataclasses.replace(
         site,

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_gibbs.arguments import require_count
+from keras_gibbs.budget import budget_of
 from keras_gibbs.configuration import register
 from keras_gibbs.structure.groups import Structure
 from keras_gibbs.structure.layouts import Layout
@@ -102,6 +103,8 @@ class NofM(_Pieces):
             )
 
     def check_sparsity(self, sparsity):
+        if budget_of(sparsity):
+            raise ValueError(f"`NofM({self.n}, {self.m})` fixes its sparsity, which leaves a budget nothing to find. Received: {budget_of(sparsity).brief()}.")
         end = 1.0 - self.n / self.m
         if abs(sparsity(1.0) - end) > TOLERANCE:
             raise ValueError(f"With `NofM({self.n}, {self.m})` the sparsity is {end:g}, or a schedule that ends there. Received: {sparsity!r}.")

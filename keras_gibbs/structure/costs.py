@@ -13,6 +13,18 @@ TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.SeparableConv1D, layers.SeparableConv2D, layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 
 
+def applications(calls: Iterable[Call]) -> dict[int, int]:
+    """How many times each weight of a kernel is applied to one sample, by the id of the variable; all calls together."""
+    times = {}
+    for call in calls:
+        layer = call.operation
+        if isinstance(layer, keras.layers.Layer) and call.inputs and not has_graph(layer):
+            count = _positions(layer, call.inputs[0].shape, keras.tree.flatten(call.outputs)[0].shape)
+            for variable in _kernels(layer):
+                times[id(variable)] = times.get(id(variable), 0) + count
+    return times
+
+
 def multiply_adds(calls: Iterable[Call], size: Callable = lambda variable: math.prod(variable.shape)) -> dict[int, int]:
     """Multiply-adds for one sample, by the id of the layer; all its calls together.
 
@@ -27,9 +39,13 @@ def multiply_adds(calls: Iterable[Call], size: Callable = lambda variable: math.
     for call in calls:
         layer = call.operation
         if isinstance(layer, keras.layers.Layer) and call.inputs and not has_graph(layer):
-            kernels = sum(size(variable) for variable in layer.weights if "kernel" in variable.name)
+            kernels = sum(map(size, _kernels(layer)))
             total[id(layer)] = total.get(id(layer), 0) + kernels * _positions(layer, call.inputs[0].shape, keras.tree.flatten(call.outputs)[0].shape)
     return total
+
+
+def _kernels(layer):
+    return [variable for variable in layer.weights if "kernel" in variable.name]
 
 
 def _positions(layer, before, after):

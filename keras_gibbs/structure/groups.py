@@ -11,6 +11,7 @@ import math
 import numpy as np
 from keras import ops
 
+from keras_gibbs.arguments import require_flag
 from keras_gibbs.configuration import Configuration, register
 from keras_gibbs.structure.layouts import Layout
 from keras_gibbs.typing import Tensor
@@ -22,10 +23,12 @@ class Structure(Configuration):
     Attributes:
         removes_outputs: True where removing a group removes an output channel of the layer.
         one_contest: False where the groups of a weight fall into several contests.
+        coupled: True where one decision is taken for all weights of a model that make a channel, and for what follows them.
     """
 
     removes_outputs = False
     one_contest = True
+    coupled = False
 
     def axes(self, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """The axes of the weight that become (channels, positions, groups)."""
@@ -61,7 +64,8 @@ class Structure(Configuration):
         return (*(math.prod(shape[axis] for axis in part) for part in self.axes(layout)), 1)
 
     def filled(self, shape: tuple[int, ...], layout: Layout) -> np.ndarray | None:
-        """Where the arranged form holds entries of the weight, bool `(channels, positions, groups, contests)`; None where it holds nothing else."""
+        """Where the arranged form holds entries of the weight, `(channels, positions, groups, contests)` or what broadcasts to it: bool, or how much each
+        counts in a mean over its group. None where it holds nothing else, and all count alike."""
         return None
 
 
@@ -101,19 +105,44 @@ class Filter(Structure):
     A layer whose outputs reach the model's output without passing through another kernel is never pruned by filters: it would lose a class. Recurrent,
     depthwise and embedding weights and the projections of attention have no filters that could go alone: `prune` leaves them out and names them.
 
+    With `coupled=True` channels are removed from the whole network: the filters that an addition, say, makes one channel of live or die together, and with
+    them go their biases and the scales and offsets of the BatchNormalization behind. A removed channel is exactly zero wherever it is read, in training as
+    at inference, so that `shrink` takes it out. A group is worth the mean of its filters, each counted by its mean; sparsity counts channels. Every group
+    keeps a channel. What cannot be removed, `prune` and `summary` name with the reason. Only `prune` couples, on Sequential and Functional models.
+
+    Args:
+        coupled: Whether filters that make one channel are removed together.
+
     Example:
 
     >>> kg.Gibbs(sparsity=0.5, structure=kg.Filter())
+    >>> kg.Magnitude(sparsity=0.5, structure=kg.Filter(coupled=True))
     """
 
+    coupled: bool = False
+
     removes_outputs = True
+
+    def __post_init__(self):
+        require_flag(coupled=self.coupled)
 
     def axes(self, layout):
         return layout.inputs, layout.positions, layout.outputs
 
     def check(self, weight):
+        if self.coupled and not weight.layout.rows:
+            raise ValueError(
+                f"`Filter(coupled=True)` needs to know what reads the channels of {weight.path!r}. Prune a whole Sequential or Functional model of Keras 3 by "
+                f"`keras_gibbs.prune`, or use `Filter()`. Received: the {weight.name} of a {type(weight.owner).__name__}."
+            )
         if not weight.layout.filters:
             raise ValueError(
                 f"`Filter()` cannot prune {weight.path!r}: its outputs are tied to those of other weights, or each reads one channel. Use `Kernel()` for it, "
                 f"or leave it out with `where=`. Received: the {weight.name} of a {type(weight.owner).__name__}."
             )
+
+    def filled(self, shape, layout):
+        # Not only where weights are, but how much each counts: the mean of their worth is then the mean over the variables of their means.
+        if len(layout.rows) < 2:
+            return None
+        return np.concatenate([np.full(rows, 1.0 / rows, "float32") for rows in layout.rows]).reshape(-1, 1, 1, 1)

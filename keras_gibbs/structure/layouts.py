@@ -13,12 +13,14 @@ class Layout:
         outputs: Axes of the output channels.
         filters: Whether all weights of one output channel can be removed together. False for depthwise, recurrent and embedding weights and for the
             projections of attention, whose outputs are tied to those of other weights.
+        rows: Of the channels that several weights make together, how many weights each of these has for a channel; `()` for a single variable.
     """
 
     positions: tuple[int, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     filters: bool = True
+    rows: tuple[int, ...] = ()
 
     @property
     def ndim(self) -> int:
@@ -34,6 +36,11 @@ def standard_layout(ndim: int) -> Layout:
 def transposed_layout(ndim: int) -> Layout:
     """The layout `(*positions, out, in)` of the kernels of transposed convolutions."""
     return Layout(tuple(range(ndim - 2)), (ndim - 1,), (ndim - 2,))
+
+
+def coupled_layout(rows: tuple[int, ...]) -> Layout:
+    """The layout `(weights, channels)` of channels that several weights make: theirs stand one below the other, `rows` of each."""
+    return Layout((), (0,), (1,), rows=rows)
 
 
 def depthwise_layout(ndim: int) -> Layout:

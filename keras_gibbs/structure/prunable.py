@@ -7,9 +7,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from keras import ops
+
 from keras_gibbs.structure.graph import named_walk
 from keras_gibbs.structure.kinds import is_a
 from keras_gibbs.structure.layouts import Layout, depthwise_layout, einsum_layout, standard_layout, transposed_layout
+from keras_gibbs.typing import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,10 @@ class Prunable:
     def shape(self) -> tuple[int, ...]:
         """The shape of the weight."""
         return tuple(self.variable.shape)
+
+    def value(self) -> Tensor:
+        """The weight, in its shape."""
+        return ops.convert_to_tensor(self.variable)
 
 
 def _standard(layer, ndim):

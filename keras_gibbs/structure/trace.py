@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import tree
 
-from keras_gibbs.structure.graph import has_graph
+from keras_gibbs.structure.graph import has_graph, unwrapped
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -14,7 +14,8 @@ class Call:
     """One call of one layer or operation.
 
     Attributes:
-        operation: The layer or `keras.Operation`. The call of a nested model stands before those of its layers, and gives no tensors of its own.
+        operation: The layer, without the wrappers of keras_gibbs, or `keras.Operation`. The call of a nested model stands before those of its layers, and
+            gives no tensors of its own.
         path: The names on the way from the root model to the operation, such as `"encoder/dense"`.
         args: Positional arguments, with a `KerasTensor` wherever a tensor is passed.
         kwargs: Keyword arguments, likewise.
@@ -86,7 +87,7 @@ class _Tracer:
 
     def call(self, operation, names, args, kwargs):
         """The outputs of one operation, and its call noted."""
-        args, kwargs = tree.map_structure(self._origin, (args, kwargs))
+        args, kwargs, operation = *tree.map_structure(self._origin, (args, kwargs)), unwrapped(operation)
         if has_graph(operation):
             inputs = args[0] if args else kwargs["inputs"]
             if isinstance(inputs, dict) and not isinstance(operation.input, dict):

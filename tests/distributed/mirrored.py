@@ -18,6 +18,7 @@ y = (x[:, :3].sum(1) > 0).astype("int32")
 METHODS = {
     "curvature": kg.Magnitude(kg.Linear(0.0, 0.6), criterion=kg.CurvatureEnergy(decay=0.8), scope="global", floor=0.2),
     "recommended": kg.Gibbs.recommended(0.7),
+    "coupled": kg.Gibbs(0.5, structure=kg.Filter(coupled=True)),
     "gumbel": kg.GumbelSoftmax(train_weights=True, sparsity=0.5),
     "fixed": kg.Fixed(),
 }

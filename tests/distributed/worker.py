@@ -21,7 +21,8 @@ with strategy.scope():
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.Input((12,)), keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(2)])
     pruned = kg.prune(model, kg.Gibbs(kg.Linear(0.0, 0.75), structure=kg.Kernel(), hamiltonian=kg.Independent(), settle=0.9), seed=1)
-    kg.prune(model, kg.EDropout(4), seed=1)  # its state too can be handed round
+    for method in (kg.EDropout(4), kg.SET(0.5), kg.RigL(0.5), kg.GReg(0.5), kg.GumbelSoftmax()):
+        kg.prune(model, method, seed=1)  # their state too can be handed round
 rank = strategy.cluster_resolver.task_id
 
 

@@ -83,7 +83,6 @@ LEFT_OUT = {
 }
 
 
-<<<<<<< HEAD
 def cut(model):
     """Nine of ten weights of every kernel become zero."""
     rng = np.random.default_rng(0)
@@ -108,9 +107,7 @@ def check(model, x, folder):
     return left_out
 
 
-=======
 @pytest.mark.few(tensorflow=["network", "recurrent", "attention"])
->>>>>>> main
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_file_that_is_written_is_off(kind, tmp_path):
     keras.utils.set_random_seed(0)

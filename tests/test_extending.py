@@ -50,6 +50,7 @@ class Revisions(keras.callbacks.Callback):
         self.masks.append((numpy(layer.mask()), numpy(layer.layer.kernel).copy()))
 
 
+@pytest.mark.once
 def test_a_method_that_drops_and_grows_needs_no_hook_beside_revise(tmp_path):
     model = keras.Sequential([keras.Input((6,)), layers.Dense(10, activation="relu"), layers.Dense(2)])
     pruned = kg.prune(randomize(model), DropAndGrow(), seed=0)
@@ -112,6 +113,7 @@ class Bilinear(layers.Layer):
         return {**super().get_config(), "units": self.units}
 
 
+@pytest.mark.once
 def test_a_layer_of_ones_own_names_its_weights(tmp_path):
     model = keras.Sequential([keras.Input((6,)), Bilinear(5, name="mixed"), layers.Dense(2, name="head")])
     pruned = kg.prune(model, kg.Magnitude(0.5), seed=0)

@@ -166,8 +166,8 @@ def test_the_examples_of_the_survey_run():
     pruned = kg.prune(model, names["Positive"](kg.Budget(params=0.5), scope="global"))
     assert 0.5 * model.count_params() - 1 <= sum(row["kept"] for row in kg.summary(pruned).rows) + 7 <= 0.5 * model.count_params()
     for layer in kg.pruned_layers(pruned):
-        score, mask = np.maximum(numpy(layer.masked_weights[0].value()), 0.0), numpy(layer.mask())
-        assert score[mask > 0].min() >= score[mask == 0].max()
+        worth, mask = np.maximum(numpy(layer.masked_weights[0].value()), 0.0), numpy(layer.mask())
+        assert worth[mask > 0].min() >= worth[mask == 0].max()
     exec(score, names)
     kernels = [ops.convert_to_tensor(layer.kernel) for layer in (model.get_layer("conv"), model.get_layer("top"))]
     assert sum(numpy(layer.mask()).sum() for layer in kg.pruned_layers(names["pruned"])) == pytest.approx(0.1 * sum(np.size(k) for k in kernels), abs=0.5)

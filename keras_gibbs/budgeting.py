@@ -1,28 +1,18 @@
-"""A budget becomes sparsities: what a network costs with so many groups of every weight, and the counts that meet it."""
+"""A budget becomes sparsities: the counts of groups that meet it."""
 
 import dataclasses
-import functools
-import math
 import re
-import tempfile
-from pathlib import Path
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_gibbs.budget import budget_of
-from keras_gibbs.coupling.budgets import measured
 from keras_gibbs.methods.ranked import mean_over_groups
-from keras_gibbs.numerics import ranking
+from keras_gibbs.pricing import measure
 from keras_gibbs.schedules import Schedule
 from keras_gibbs.structure import allocation
-from keras_gibbs.structure.copying import clone
-from keras_gibbs.structure.costs import applications
 from keras_gibbs.structure.graph import has_graph
-from keras_gibbs.structure.prunable import prunable_weights
 from keras_gibbs.structure.shares import Shares, largest, searched
-from keras_gibbs.structure.trace import trace
 
 TOLERANCES = {"params": 0.0, "macs": 0.0, "tflite_bytes": 0.03, "cost": 0.01}
 
@@ -49,13 +39,13 @@ def meet(method, model, weights: list, seed: int, scores: list[np.ndarray] | Non
     scores = scores or [_scores(unpruned, weight, scope) for weight in weights]
     compared = [allocation.lamp(score) for score in scores] if scope == "lamp" else scores
     shares = Shares(scope, weights, [len(score) for score in scores], compared, getattr(method, "floor", 0.0))
-    cost, prices = _measure(budget, model, weights, method.structure, scores)
+    cost, prices = measure(budget, model, weights, method.structure, scores)
     ceiling = _ceiling(budget, shares, cost)
     tolerance = TOLERANCES[budget.measure]
-    if budget.measure == "cost" and shares.by_price:
+    if prices is None and shares.by_price:
         counts = searched(shares, cost, ceiling, tolerance, seed)
     else:
-        counts = largest(shares, prices, cost, ceiling, tolerance)
+        counts = largest(shares, prices or shares.even_prices, cost, ceiling, tolerance)
     return _solved(method, weights, shares.groups, counts)
 
 
@@ -92,63 +82,9 @@ def _scores(method, weight, scope):
     return ops.convert_to_numpy(mean_over_groups(ops.square(value), state)).reshape(-1)
 
 
-def _measure(budget, model, weights, structure, scores):
-    """What counts cost, and what one group of every weight does."""
-
-    def spend(plain):
-        return _file_size(plain, budget.encoding) if budget.measure == "tflite_bytes" else _number(budget.cost(plain))
-
-    if structure.coupled:
-        return measured(budget, model, weights, scores, spend)
-    each = [math.prod(structure.shape(weight.shape, weight.layout)[:2]) for weight in weights]
-    if budget.measure == "params":
-        return _sum(model, weights, each, {id(variable): 1 for variable in model.weights})
-    if budget.measure == "macs":
-        return _sum(model, weights, each, applications(trace(model).calls))
-    plain, _ = clone(model)
-    variables = {weight.path: weight.variable for weight in prunable_weights(plain)}
-    values = [ops.convert_to_numpy(weight.variable) for weight in weights]
-
-    @functools.cache
-    def spent(counts):
-        for weight, score, value, count in zip(weights, scores, values, counts, strict=True):
-            mask = ranking.top(ranking.to_key(ops.reshape(score.astype("float32"), (1, 1, -1, 1))), count)
-            variables[weight.path].assign(value * ops.convert_to_numpy(structure.restore(mask, weight.shape, weight.layout)))
-        return spend(plain)
-
-    return lambda counts: spent(tuple(counts)), each
-
-
-def _sum(model, weights, each, times):
-    """`_measure` of a cost to which every weight that is kept adds as much as it is used `times`, by the id of its variable."""
-    sizes, rates = [math.prod(weight.shape) for weight in weights], [times.get(id(weight.variable), 0) for weight in weights]
-    whole = sum(times.get(id(variable), 0) * math.prod(variable.shape) for variable in model.weights)
-    others = whole - sum(rate * size for rate, size in zip(rates, sizes, strict=True))
-
-    def cost(counts):  # a smaller block at an edge counts as a whole one
-        return others + sum(rate * min(count * own, size) for rate, count, own, size in zip(rates, counts, each, sizes, strict=True))
-
-    return cost, [rate * own for rate, own in zip(rates, each, strict=True)]
-
-
-def _file_size(model: keras.Model, encoding: str) -> int:
-    from keras_gibbs.export import export_tflite  # which reads pruned models, and so imports what imports this
-
-    with tempfile.TemporaryDirectory() as folder:
-        return export_tflite(model, Path(folder) / "model.tflite", encoding=encoding, verbose=0).chosen["raw_bytes"]
-
-
-def _number(cost):
-    value = float(cost)
-    if math.isnan(value):
-        raise ValueError("`cost` must give a number. Received: NaN.")
-    return value
-
-
 def _ceiling(budget, shares, cost):
     """The largest cost allowed; raises where it is out of reach."""
-    ones = [1.0] * len(shares.groups)
-    least, dense = cost(shares.counts(0.0, ones)), cost(shares.counts(1.0, ones))
+    least, dense = (cost(shares.counts(share, shares.even_prices)) for share in (0.0, 1.0))
     ceiling = budget.ceiling(dense)
     if not least <= ceiling <= dense:
         unit = "" if budget.measure == "cost" else f" {budget.measure}"

@@ -87,10 +87,7 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
     weights = [weight for own in chosen.values() for weight in own]
     _warn_if_overwritten(model, method, weights)
     finder = method if isinstance(method, FindsMasks) else None
-    if finder is None:
-        method = meet(method, model, weights, seed)
-    else:
-        method = finder.find(model, weights, data, loss, seed)
+    method = meet(method, model, weights, seed) if finder is None else finder.find(model, weights, data, loss, seed)
     if coupling is not None:
         pruned = (SearchedModel if isinstance(method, SearchesModel) else CoupledModel).of(clone(model, _coupler_of(model, method, coupling, seed))[0])
         tell_of_kept(model, coupling)

@@ -47,9 +47,11 @@ class Wrapping:
             The weights that it has written, a list of (variable, bool array: where).
         """
         self._require_built()
-        written = [change for masked in self.masked_weights for change in masked.revise(progress, self._draw())]
+        written = []
+        if self.method.is_due(self.progress, progress):
+            written = [change for masked in self.masked_weights for change in masked.revise(progress, self._draw())]
+            self.note_change()
         self._progress.assign(progress)
-        self.note_change()
         return written
 
     def state(self, name: str) -> float | int:

@@ -1,21 +1,39 @@
-"""The order of the tests, and what they all share."""
+"""Which tests `make test` runs, and what they leave behind."""
 
 import gc
 
-LONGEST = (
-    "test_tf_keras_models",
-    "test_masks_of_a_random_network_read_digits",
-    "test_joint_training_at_ninety_percent",
-    "test_half_of_a_network_that_reads_digits",
-)
+import keras
+import pytest
+
+from keras_gibbs.weights import compiled_masks
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(items):
-    """The longest ones first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: not item.name.startswith(LONGEST))
+    """Marks that leave a test to `make test-all` become `slow`."""
+    backend = keras.backend.backend()
+    for item in items:
+        few = item.get_closest_marker("few")
+        left_out = few is not None and item.callspec.id not in few.kwargs.get(backend, [item.callspec.id])
+        if left_out or (backend == "jax" and item.get_closest_marker("once")):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish():
     """What was imported stays: TensorFlow's converter collects garbage every time, and would look through all of it. Tracing leaves little of it."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_behind():
+    """Compiled programs go with the file that needed them: a worker of all tests would grow to several GB. What stays is not looked through again."""
+    yield
+    compiled_masks.cache_clear()
+    keras.utils.clear_session()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
+    gc.collect()
+    gc.freeze()

@@ -111,6 +111,7 @@ def residual_maps(x):
     return layers.add([x, body(x, 1)])
 
 
+@pytest.mark.few(tensorflow=["mobilenet", "squeeze-excite", "strided"])
 @pytest.mark.parametrize("name", RUNS_SPARSE)
 def test_networks_that_run_sparse(name):
     model = build(RUNS_SPARSE[name])
@@ -122,23 +123,37 @@ def test_networks_that_run_sparse(name):
     assert why["stem"] == "is the stem, which runs dense" and "no sparse kernel" in why["head"]
 
 
+@pytest.mark.few(tensorflow=["stem-same", "no-average", "reshaped-squeeze"])
 @pytest.mark.parametrize("name", RUNS_DENSE)
 def test_networks_that_run_dense_and_by_which_rule(name):
     make, why, change = RUNS_DENSE[name]
-    advice = kg.advise(build(make))
+    advice = advisor.advise_as_it_is(build(make))
     assert advice.share == 0 and not advice.fails and not any(row["sparse"] for row in advice.rows)
     last = [row for row in advice.rows if row["kind"] == "convolution 1x1"][-1]
     assert why in last["why"] and change in advice.change
     assert advice.promised > 0.05 if change else not advice.change or advice.promised > 0.05
 
 
+@pytest.mark.few(tensorflow=["keepdims-1x1", "pool-between", "normalized-sum"])
 @pytest.mark.parametrize("name", GOES_WRONG)
 def test_networks_that_go_wrong_once_a_weight_is_sparse(name):
     make, change = GOES_WRONG[name]
-    advice = kg.advise(build(make))
+    advice = advisor.advise_as_it_is(build(make))
     assert "LiteRT (2.3.0) stops with an error or predicts something else" in advice.fails and advice.share == 0 and advice.speed == 1
     assert change in advice.change and advice.promised > 0.2
-    assert "Do not ship the sparse form" in str(advice)
+    assert "Do not ship the sparse form of the network as it is" in str(advice)
+
+
+def test_the_advice_says_what_the_exporter_does_by_itself_and_what_is_left():
+    advice = kg.advise(build(lambda x: head(body(strided(body(stem(x, 0)), explicit=False)))))
+    assert advice.share == 0 and advice.ready.share > 0.4 and advice.change == "" and not advice.ready.fails
+    text = str(advice)
+    assert f"The exporter rewrites it by itself (encoding='sparse_ready', or 'auto' where that pays): {advice.rewrites}" in text
+    assert "kernel turned by 180 degrees" in advice.rewrites and "Left to you" not in text
+    tables = [line for line in text.splitlines() if line.startswith(("┏", "│", "└"))]
+    assert max(map(len, tables)) <= 100 and sum(line.startswith("┏") for line in tables) == 2
+    advice = kg.advise(build(lambda x: head(body(strided(body(stem(x, 0)), explicit=False))), sparsity=0.5))
+    assert advice.ready is None and "more than two thirds" in advice.change
 
 
 def test_auto_writes_no_sparse_form_of_a_network_that_goes_wrong(tmp_path):

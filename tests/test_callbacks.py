@@ -68,6 +68,7 @@ def progress(model):
 # When schedules move
 
 
+@pytest.mark.once
 def test_per_epoch_progress_stands_still_within_an_epoch_and_is_one_at_the_end():
     model = tiny()
     seen, _ = fit(model, kg.GibbsPruningCallback("epoch"), epochs=3)
@@ -76,6 +77,7 @@ def test_per_epoch_progress_stands_still_within_an_epoch_and_is_one_at_the_end()
     assert state(model, "beta") == pytest.approx([1e4, 1e4])
 
 
+@pytest.mark.once
 def test_per_batch_progress_counts_every_batch():
     model = tiny()
     seen, _ = fit(model, kg.GibbsPruningCallback("batch"), epochs=3)
@@ -175,6 +177,7 @@ def test_one_epoch_of_unknown_length_is_refused_before_its_first_step(method):
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.once
 def test_one_epoch_of_unknown_length_does_where_nothing_moves_or_its_steps_are_given():
     model = tiny(kg.Magnitude(0.5))
     fit(model, kg.GibbsPruningCallback(), batches(), epochs=1)
@@ -384,6 +387,7 @@ class Subclassed(keras.Model):
         return self.heads[0](self.hidden(inputs, training=training), training=training)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("built", [True, False])
 def test_wrapped_layers_of_a_subclassed_model_are_annealed(built):
     keras.utils.set_random_seed(1)

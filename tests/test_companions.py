@@ -30,6 +30,7 @@ def fit(model, *callbacks, epochs=5):
     return model.fit(x, y, batch_size=8, epochs=epochs, verbose=0, shuffle=False, validation_data=(x, y), callbacks=list(callbacks)).history
 
 
+@pytest.mark.few(jax=["True"])
 @pytest.mark.filterwarnings("ignore:The schedule")
 @pytest.mark.parametrize("first", [True, False])
 def test_the_callbacks_of_keras_stand_before_or_after(first, tmp_path):
@@ -50,6 +51,7 @@ def test_the_callbacks_of_keras_stand_before_or_after(first, tmp_path):
         assert kg.sparsity(loaded) == history["sparsity"][epoch - 1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="Keras has `SwapEMAWeights` on TensorFlow only")
 @pytest.mark.filterwarnings("ignore:The schedule")
 @pytest.mark.parametrize("first", [True, False])
@@ -63,6 +65,7 @@ def test_averaged_weights_have_the_masks_of_their_own_sizes(first, by_epoch):
     assert kg.sparsity(model) == pytest.approx(0.6, abs=0.01)
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:The schedule")
 def test_accumulated_gradients_prune_as_a_larger_batch_does():
     x, y = data()
@@ -76,6 +79,7 @@ def test_accumulated_gradients_prune_as_a_larger_batch_does():
         np.testing.assert_array_equal(numpy(one.mask()), numpy(other.mask()))
 
 
+@pytest.mark.few(tensorflow=["3"], jax=["3"])
 @pytest.mark.filterwarnings("ignore:The schedule")
 @pytest.mark.parametrize("steps", [1, 3, 6])
 def test_several_steps_an_execution_end_with_the_same_sparsity(steps):
@@ -108,6 +112,7 @@ def test_int8_keeps_the_zeros_of_a_stripped_model():
         assert (numpy(layer.kernel)[zero] == 0).all() and (numpy(layer.kernel)[~zero] != 0).any() and zero.mean() >= 0.7
 
 
+@pytest.mark.once
 def test_lora_keeps_the_zeros_of_the_base_kernel():
     model = stripped()
     layer = model.layers[0]

@@ -71,6 +71,7 @@ def test_a_suite_is_run_once_and_reported_at_any_time(suite, tmp_path, capsys):
 tfmot = pytest.mark.skipif(train_tfmot.obstacle() is not None, reason=str(train_tfmot.obstacle()))
 
 
+@pytest.mark.slow
 @tfmot
 def test_tfmot_trains_on_the_same_terms():
     """At sparsity 0 it takes the steps of the dense Keras 3 network: the same weights, images, order, penalty and learning rates."""
@@ -116,6 +117,7 @@ def smoke(tmp_path_factory):
     return folder / "results"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="TensorFlow writes the files, and TF-MOT needs it")
 def test_the_smoke_budget_trains_strips_exports_and_reports(smoke, monkeypatch, capsys):
     results = tables.finished(smoke / "resnet8-smoke.jsonl")
@@ -187,6 +189,7 @@ def test_tfmot_is_left_out_with_a_statement_where_it_cannot_run(tmp_path, monkey
     assert "Left out: resnet8, tfmot-98, seed 0: TF-MOT is TensorFlow's." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="test_resume.py has what depends on the backend")
 def test_a_run_that_is_cut_off_goes_on_with_its_whole_history(suite, tmp_path, monkeypatch):
     longer, variant = dataclasses.replace(suite, epochs=3), suites.Variant("gibbs", kg.Gibbs(0.5), 1e-2)
@@ -232,7 +235,8 @@ def test_differences_are_paired_and_a_verdict_needs_five_seeds():
 
 def test_regimes_stand_in_one_table_and_one_plot(tmp_path, monkeypatch, capsys):
     for name, ahead in (("few-images", 1.5), ("pretrained", -0.5)):
-        for variant, others in (("magnitude-shape-90", [60, 62, 64, 66, 68]), ("gibbs-recommended-90", [60 + ahead, 62 + ahead]), ("tfmot-90", [60])):
+        rival = f"{suites.SUITES[name].rival}-90"
+        for variant, others in (("magnitude-shape-90", [60, 62, 64, 66, 68]), ("gibbs-recommended-90", [60 + ahead, 62 + ahead]), (rival, [60])):
             for seed, result in fake(others).items():
                 results.append(tmp_path / f"{name}.jsonl", {"suite": name, "variant": variant, "seed": seed} | result)
     rows = regimes.table(regimes.found(tmp_path))
@@ -348,6 +352,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(suite, tmp_path, capsys)
     assert perform(suite, tmp_path, "dense") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="the runner has nothing of its own on a backend")
 def test_all_variants_of_a_seed_start_from_one_trained_network(suite, tmp_path, monkeypatch, capsys):
     variants = (suites.Variant("dense", None, 0.0), suites.Variant("magnitude", kg.Magnitude(0.0), 0.0))

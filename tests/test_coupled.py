@@ -54,7 +54,8 @@ def assert_close(after, before):
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max())
 
 
-@pytest.mark.parametrize("name", ["nested"] if JAX else NETWORKS)
+@pytest.mark.few(jax=["nested"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_removed_channels_leave_the_stripped_model_exactly(name):
     model = randomize(NETWORKS[name]())
     pruned = kg.prune(model, kg.Magnitude(0.5, structure=COUPLED), seed=0)
@@ -78,7 +79,8 @@ def test_removed_channels_leave_the_stripped_model_exactly(name):
 OPTIMIZERS = {"momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=0.01), "adam": lambda: keras.optimizers.Adam(0.01)}
 
 
-@pytest.mark.parametrize("name", ["momentum"] if JAX else OPTIMIZERS)
+@pytest.mark.few(tensorflow=["adam"], jax=["momentum"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_removed_channel_is_exactly_zero_through_training(name):
     x, y = data()
     pruned = compiled(kg.prune(randomize(everything()), kg.Magnitude(0.5, structure=COUPLED, settle=0.1), seed=0), OPTIMIZERS[name]())
@@ -132,10 +134,10 @@ METHODS = {
 }
 
 
-FAST = ("curvature", "gumbel", "search")
 
 
-@pytest.mark.parametrize("name", ["gumbel"] if JAX else [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in METHODS])
+@pytest.mark.few(tensorflow=["gumbel", "search"], jax=["gumbel"])
+@pytest.mark.parametrize("name", METHODS)
 def test_a_run_resumed_from_a_file_gives_the_same_bits_and_shrinks(name, tmp_path):
     x, y = data()
 

@@ -61,6 +61,7 @@ def test_curvature_is_a_running_mean_of_squared_gradients_of_removed_weights_too
         assert curvature(layer) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.once
 def test_the_weights_get_the_gradient_of_the_masked_model():
     """A criterion that observes changes nothing but what it observes."""
     plain, observing = (compiled(kg.prune(network(), kg.Magnitude(0.5, criterion=criterion), seed=0)) for criterion in (kg.SquaredWeight(), Watching()))
@@ -87,6 +88,7 @@ def test_the_optimizer_keeps_nothing_for_the_curvature():
     assert len(pruned.optimizer.variables) == len(dense.optimizer.variables)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_curvature_under_mixed_precision(policy):
     keras.config.set_dtype_policy(policy)
@@ -99,6 +101,7 @@ def test_curvature_under_mixed_precision(policy):
     assert history["sparsity"][-1] == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.once
 def test_gradient_accumulation_keeps_a_curvature():
     model = compiled(kg.prune(network(), kg.Magnitude(0.5, criterion=kg.CurvatureEnergy()), seed=0), keras.optimizers.Adam(gradient_accumulation_steps=2))
     fit(model, batch_size=16)
@@ -114,6 +117,7 @@ def test_before_any_gradient_weights_rank_by_their_squares():
 # One threshold for the network.
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("method", [kg.Magnitude, kg.Gibbs])
 def test_the_network_keeps_the_weights_whose_removal_costs_most(method):
     model = compiled(kg.prune(network(), method(kg.Polynomial(0.0, 0.75, end=0.5), criterion=kg.CurvatureEnergy(0.9), scope="global"), seed=0))
@@ -185,6 +189,7 @@ class Masks(keras.callbacks.Callback):
         self.kernels.append([numpy(layer.layer.kernel) for layer in kg.pruned_layers(self.model)])
 
 
+@pytest.mark.few(jax=["method2"])
 @pytest.mark.parametrize(
     "method",
     [

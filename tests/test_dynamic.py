@@ -29,6 +29,14 @@ def test_the_smallest_are_dropped_and_the_largest_growth_returns():
     assert move(np.ones(7, bool), worth, growth, 1.0).all()  # nothing can grow
 
 
+def test_between_two_updates_nothing_is_looked_at():
+    method = kg.RigL(0.5, every=0.1)
+    steps = np.arange(1001) / 1000
+    due = [index for index in range(1, 1001) if method.is_due(float(np.float32(steps[index - 1])), steps[index])]
+    assert set(range(100, 1001, 100)) <= set(due) and len(due) <= 20  # the step after an update may look once more
+    assert method.is_due(-1.0, 0.0) and method.is_due(0.9, 0.1)  # the first time, and again
+
+
 def masks(model):
     return {path: numpy(mask) for layer in kg.pruned_layers(model) for path, mask in layer.masks().items()}
 
@@ -48,6 +56,7 @@ class Record(keras.callbacks.Callback):
         return numpy(masked.mask()) > 0, numpy(masked.value()).copy(), gradient
 
 
+@pytest.mark.few(jax=["RigL-shape"])
 @pytest.mark.parametrize("make, scope", [(kg.SET, "shape"), (kg.RigL, "shape"), (kg.RigL, "layer")])
 def test_training_drops_the_smallest_and_grows_by_the_rule(make, scope):
     pruned = kg.prune(network(), make(0.7, scope=scope, every=0.25, end=0.6), seed=1)

@@ -161,6 +161,7 @@ def test_the_energies_are_those_of_the_stripped_candidates(head):
         assert energy == pytest.approx(-margin.mean(), abs=1e-4)
 
 
+@pytest.mark.few(jax=["batch-norm"])
 @pytest.mark.parametrize("normalized", [True, False], ids=["batch-norm", "bare"])
 def test_one_stacked_pass_gives_the_energies_of_the_loop(normalized):
     found = {}
@@ -185,6 +186,7 @@ def test_integer_and_one_hot_labels_give_the_same_energies():
     assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
 
 
+@pytest.mark.once
 def test_only_a_part_of_the_batch_is_scored():
     x, y = images()
     part, whole = pruned(kg.EDropout(energy_batch=8)), pruned(kg.EDropout())
@@ -200,6 +202,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.few(tensorflow=["adam"], jax=["adam"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_removed_filters_are_still_and_kept_ones_move_under_any_optimizer(optimizer):
     model, watch = pruned(kg.EDropout(population=5, reevaluate_parents=True)), Watch()
@@ -224,6 +227,7 @@ def test_stored_energies_never_rise(searched):
     assert (np.diff(energies, axis=0) <= 0).all() and (np.diff(energies, axis=0) < 0).any()
 
 
+@pytest.mark.slow
 def test_parents_that_are_scored_anew_follow_the_weights():
     model, watch = pruned(kg.EDropout(population=5, reevaluate_parents=True)), Watch()
     fit(model, watch, epochs=3)
@@ -271,6 +275,7 @@ def test_a_best_state_that_stays_for_patience_steps_ends_the_search():
     assert ended == [False, False, False, True, True]
 
 
+@pytest.mark.once
 def test_a_search_that_has_ended_can_be_begun_again():
     model = pruned()
     fit(model, epochs=2)
@@ -281,6 +286,7 @@ def test_a_search_that_has_ended_can_be_begun_again():
     assert history["converged"] == [0.0, 1.0]
 
 
+@pytest.mark.once
 def test_strip_says_that_no_callback_was_there():
     model = pruned()
     model.fit(*images(), verbose=0)
@@ -288,6 +294,8 @@ def test_strip_says_that_no_callback_was_there():
         kg.strip_pruning(model)
 
 
+@pytest.mark.slow
+@pytest.mark.once
 def test_no_layer_is_ever_empty():
     method = kg.EDropout(population=4, initial_keep=0.01, objective=kg.KeepPenalty(0.001))
     model = pruned(method)
@@ -297,6 +305,7 @@ def test_no_layer_is_ever_empty():
     assert all(numpy(layer.masked_weights[0].state["bits"]).any() for layer in kg.pruned_layers(model))
 
 
+@pytest.mark.slow
 def test_a_search_inside_a_larger_model_is_stripped_with_it():
     model = pruned()
     fit(model, epochs=1)
@@ -354,12 +363,15 @@ def few_bits(context):
     return ops.sum(context.bits, axis=1)
 
 
+@pytest.mark.slow
+@pytest.mark.once
 def test_a_callable_is_an_objective():
     model = pruned(kg.EDropout(objective=few_bits))
     fit(model)
     assert model.energies.min() == model.population.sum(1).min()
 
 
+@pytest.mark.once
 def test_regression_and_several_outputs_take_an_objective_of_their_own():
     inputs = keras.Input((4,))
     x = layers.Dense(8, activation="relu")(inputs)
@@ -460,6 +472,8 @@ def test_labels_that_are_no_classes_are_refused_before_training(labels, words):
     assert_same(arrays(model.variables), before)
 
 
+@pytest.mark.slow
+@pytest.mark.once
 def test_a_batch_smaller_than_the_energy_batch_is_refused_and_a_smaller_last_one_is_not():
     with pytest.raises(ValueError, match="energy_batch=20 with batches of 16"):
         fit(pruned(kg.EDropout(energy_batch=20)))
@@ -495,6 +509,7 @@ def test_the_configuration_names_what_was_asked_for():
 # Real data
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="the same mathematics, and half a minute of it")
 def test_half_of_a_network_that_reads_digits_goes_within_three_points():
     from test_gumbel import accuracy, digits_network

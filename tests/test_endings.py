@@ -55,6 +55,7 @@ def progress(model):
     return found
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("frequency, last", [("epoch", 2 / 8), ("batch", 2.8 / 8)])
 def test_a_stop_leaves_the_schedules_where_the_last_validation_saw_them(first, frequency, last):
@@ -92,6 +93,8 @@ def test_a_stop_with_the_last_epoch_is_the_end(steps):
     assert progress(model) == 1 and not told
 
 
+@pytest.mark.slow
+@pytest.mark.once
 def test_a_stop_after_the_end_of_all_schedules_ends_the_horizon():
     model = network(kg.Magnitude(kg.Linear(0.0, 0.8, end=0.3), settle=0.4))
     _, told = fit(model, StopAfter(4), kg.GibbsPruningCallback("epoch"), epochs=8)
@@ -103,6 +106,7 @@ def test_a_stop_after_the_end_of_all_schedules_ends_the_horizon():
     assert progress(unsettled) == 0.5
 
 
+@pytest.mark.few(tensorflow=["True-True", "False-False"], jax=["True-True"])
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("stopped", [True, False])
 def test_restored_weights_keep_the_progress_they_were_trained_at(first, stopped):

@@ -25,6 +25,7 @@ def propose(population, rule, counter=0, key=1):
     return evolution.propose(population, rule, 0.9, 0.9, Uniform(key, counter))
 
 
+@pytest.mark.once
 def test_parents_are_three_others_all_different():
     for size in (4, 5, 16):
         for counter in range(30):
@@ -74,6 +75,7 @@ def test_a_unanimous_population_is_the_end_of_the_textbook_rule_only():
     assert abs(changed - 0.1 * 0.9) < 0.03
 
 
+@pytest.mark.few(tensorflow=["reference-0.9-0.35-0.38", "xor-0.5-0.48-0.52"])
 @same_bits
 @pytest.mark.parametrize("rule, start, low, high", [("reference", 0.5, 0.35, 0.38), ("reference", 0.9, 0.35, 0.38), ("xor", 0.5, 0.48, 0.52)])
 def test_where_everything_is_accepted_the_kept_fraction_drifts_to_the_fixed_point_of_the_rule(rule, start, low, high):
@@ -89,6 +91,7 @@ def test_costs_that_are_all_the_same_change_nothing():
     assert (numpy(again) == numpy(population)).all()
 
 
+@pytest.mark.few(tensorflow=["reference"])
 @same_bits
 @both_rules
 def test_the_hidden_vector_is_found_by_every_seed(rule):
@@ -174,6 +177,7 @@ def test_a_budget_that_makes_no_sense_is_refused(arguments):
         kg.KeepPenalty(**arguments)
 
 
+@pytest.mark.once
 def test_the_couplings_of_ipruning_are_those_of_the_formula():
     kernel = np.random.default_rng(0).normal(size=(3, 4, 2)).astype("float32")
     mean, variance = kernel.reshape(12, 2).mean(0), kernel.reshape(12, 2).var(0) + ising.SMALL
@@ -189,6 +193,7 @@ def test_the_couplings_of_ipruning_are_those_of_the_formula():
     np.testing.assert_allclose(numpy(ising.entropy(maps)), [0.0, 1.0], atol=1e-2)
 
 
+@pytest.mark.once
 def test_the_ising_energy_is_the_quadratic_form():
     rng = np.random.default_rng(0)
     kernels = {

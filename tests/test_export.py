@@ -112,6 +112,7 @@ def network(form):
     return keras.Model(inputs, x)
 
 
+@pytest.mark.few(tensorflow=["nested"])
 @pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's; one test below goes there from JAX")
 @pytest.mark.parametrize("form", ["sequential", "functional", "nested"])
 @pytest.mark.filterwarnings("ignore:The schedules of")
@@ -127,6 +128,7 @@ def test_every_encoding_keeps_zeros_and_predictions_of_every_kind_of_model(form,
         assert row["runs"] == (row["encoding"] not in ("sparse_int8", "sparse_dynamic_int8")), row["problem"]  # LiteRT 2.3.0: XNNPACK refuses DENSIFY in int8
 
 
+@pytest.mark.few(tensorflow=["gibbs-kernel", "gumbel-target", "edropout"])
 @pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
 @every_method
 @pytest.mark.filterwarnings("ignore:The schedules of")
@@ -145,6 +147,7 @@ def test_every_method_leaves_as_saved_model_and_tflite(method, tmp_path):
     np.testing.assert_allclose(served.serve(x), pruned(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity, bound", [(0.8, 0.27), (0.9, 0.14)])
 @pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
 def test_sparse_files_of_1x1_convolutions_are_as_small_as_stated(sparsity, bound, tmp_path):
@@ -185,6 +188,7 @@ def test_accuracy_is_that_of_the_file_for_labels_and_one_hot_rows(convnet, tmp_p
     assert comparison.accuracy(scores, np.eye(10)[labels], scores) == comparison.accuracy(scores, labels[:, None], scores) == 1.0
 
 
+@pytest.mark.once
 def test_several_inputs_outputs_nested_models_and_a_static_batch(tmp_path):
     inner = keras.Sequential([keras.Input((6,)), layers.Dense(20, activation="relu"), layers.Dense(7)])
     first, second = keras.Input(batch_shape=(3, 4)), keras.Input(batch_shape=(3, 6))
@@ -260,6 +264,18 @@ def test_prefer_decides_by_what_it_names():
 
 
 @pytest.mark.parametrize(
+    "size, ready, encoding",
+    [(102, 3.0, "sparse_ready"), (103, 3.0, "sparse"), (97, 0.8, "sparse_ready"), (102, 0.9, "sparse")],  # of 100 bytes, at a speed of 1.0
+)
+def test_of_forms_that_are_as_small_the_faster_one_is_written(size, ready, encoding):
+    rows = rows_of(dense=(200, 200), sparse=(100, 100), sparse_ready=(size, size))
+    advice, ready = (dataclasses.replace(ADVICE, speed=speed) for speed in (1.0, ready))
+    for prefer in ("raw", "gzip"):
+        assert choice.choose(rows, "auto", prefer, None, advice, ready)[0]["encoding"] == encoding
+    assert choice.worth_rewriting(rows[:2], rows[1], "raw") == "sparse_ready" and choice.worth_rewriting(rows[:2], rows_of(int8=(50, 50))[0], "raw") is None
+
+
+@pytest.mark.parametrize(
     "fault, why",
     [
         ({"runs": False, "problem": "LiteRT does not run it"}, "does not run it"),
@@ -316,6 +332,7 @@ def test_zeros_that_moved_are_counted_and_not_called_checked_by_position():
     assert row["checked"] == "count" and row["kept"] == row["zeros"] == row["file_zeros"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
 def test_without_litert_the_report_says_what_was_not_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(litert, "interpreters", lambda: None)
@@ -422,6 +439,7 @@ class CumulativeProduct(layers.Layer):
         return tf.math.cumprod(x, axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
 def test_auto_goes_on_without_an_encoding_that_cannot_be_built(tmp_path):
     model = keras.Sequential([keras.Input((6,)), CumulativeProduct(), layers.Dense(3)])
@@ -433,6 +451,7 @@ def test_auto_goes_on_without_an_encoding_that_cannot_be_built(tmp_path):
     assert any(note.startswith("Left out: int8. Ranges cannot be measured") for note in report.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="the layer is TensorFlow's")
 def test_an_operator_that_tflite_lacks_is_named_with_its_layer(tmp_path):
     (tmp_path / "model.tflite").write_bytes(b"old file")
@@ -453,6 +472,7 @@ np.save(sys.argv[2], served.serve(tf.constant(np.load(sys.argv[3]))).numpy())
 """
 
 
+@pytest.mark.once
 def test_a_saved_model_serves_in_a_process_without_keras_gibbs_and_replaces_the_old_one(convnet, tmp_path):
     pruned, saved = kg.prune(convnet, kg.Magnitude(0.95)), tmp_path / "saved"
     saved.mkdir()

@@ -5,6 +5,7 @@ import re
 import keras
 import numpy as np
 import pytest
+import test_kinds
 from cases import JAX, xla
 
 from keras_gibbs.export import export_tflite
@@ -17,7 +18,7 @@ without_xla = pytest.fixture(scope="module", autouse=True)(xla(False))
 
 # The largest difference, as a share of the largest output, that each precision may make.
 BOUNDS = {"float32": 1e-5, "float16": 3e-3, "int8": 0.05}
-RAW = r"\.cc|\.py|Traceback|Node number|loc\(|failed to|Error|/"  # of the runtime's own messages
+RAW = r"\.cc|\.py|Traceback|Node number|loc\(|failed to|Error|/[a-z]+/"  # of the runtime's own messages
 
 
 def branches(shape, *makes, dtype="float32"):
@@ -82,20 +83,46 @@ LEFT_OUT = {
 }
 
 
+def cut(model):
+    """Nine of ten weights of every kernel become zero."""
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        if len(weight.shape) >= 2 and weight.name != "bias":
+            weight.assign(keras.ops.convert_to_numpy(weight) * (rng.random(weight.shape) < 0.1))
+
+
+def check(model, x, folder):
+    """Write the model in all encodings; the names of those left out."""
+    report = export_tflite(model, folder / "model.tflite", representative_data=x, data=(x, None), verbose=0)
+    notes, written = " ".join(report.notes), {row["encoding"] for row in report.rows}
+    assert not re.search(RAW, notes)
+    for row in report.rows:
+        if row["runs"] is None:  # TensorFlow's own operators, as of recurrent layers over open batches: told, and no more than float32 is ever chosen
+            assert f"Not checked: predictions of the {row['encoding']} file (it holds operators that only TensorFlow's Flex delegate runs" in notes
+        else:
+            assert row["relative_difference"] <= BOUNDS[ENCODINGS[row["encoding"]].dtype], row["encoding"]
+    assert report.chosen["runs"] or ENCODINGS[report.chosen["encoding"]].dtype == "float32"
+    left_out = {name for name in ENCODINGS if f"Left out: {name}. " in notes}
+    assert not left_out & written
+    return left_out
+
+
+@pytest.mark.few(tensorflow=["network", "recurrent", "attention"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_file_that_is_written_is_off(kind, tmp_path):
     keras.utils.set_random_seed(0)
     model, rng = KINDS[kind](), np.random.default_rng(0)
-    for weight in model.weights:
-        if len(weight.shape) >= 2:
-            weight.assign(keras.ops.convert_to_numpy(weight) * (rng.random(weight.shape) < 0.1))
+    cut(model)
     spec = model.inputs[0]
     shape = (16, *spec.shape[1:])
     x = rng.integers(0, 80, shape) if spec.dtype == "int32" else rng.standard_normal(shape).astype("float32")
-    report = export_tflite(model, tmp_path / "model.tflite", representative_data=x, data=(x, None), verbose=0)
-    notes = " ".join(report.notes)
-    assert not re.search(RAW, notes)
-    assert {name for name in ENCODINGS if f"Left out: {name}. " in notes} == LEFT_OUT.get(kind, set())
-    for row in report.rows:
-        assert row["relative_difference"] <= BOUNDS[ENCODINGS[row["encoding"]].dtype]
-        assert row["encoding"] not in LEFT_OUT.get(kind, ())
+    assert check(model, x, tmp_path) == LEFT_OUT.get(kind, set())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*test_kinds.KINDS, *test_kinds.SEVERAL])
+def test_no_file_of_a_kind_that_is_pruned_is_off(kind, tmp_path):
+    model = test_kinds.any_network(kind)
+    cut(model)
+    left_out = check(model, test_kinds.data(model, 16)[0], tmp_path)
+    assert not left_out & {"dense", "float16"}, left_out

@@ -96,6 +96,7 @@ def test_an_encoding_asked_for_by_name_that_is_far_off_is_written_with_a_note(tm
     assert any("'auto' would not write int8, because its outputs differ by" in note for note in report.notes)
 
 
+@pytest.mark.slow
 @converts
 def test_a_norm_in_int8_is_called_coarse_and_not_chosen(tmp_path):
     model = keras.Sequential([keras.Input((8, 8, 4)), layers.UnitNormalization()])  # squares are summed in 256 steps up to the largest: short vectors are lost
@@ -108,6 +109,7 @@ def test_a_norm_in_int8_is_called_coarse_and_not_chosen(tmp_path):
 # --- the inference function
 
 
+@pytest.mark.once
 def test_both_exports_serve_inference_whatever_training_does(tmp_path):
     import tensorflow as tf
 
@@ -201,6 +203,7 @@ def test_a_regression_has_no_accuracy_and_a_note(tmp_path):
     assert "No accuracy: y of `data` holds no classes" in report.notes[0]
 
 
+@pytest.mark.slow
 @converts
 def test_advice_that_fails_costs_no_file(tmp_path, monkeypatch):
     def fail(*_):
@@ -213,6 +216,7 @@ def test_advice_that_fails_costs_no_file(tmp_path, monkeypatch):
     assert "Not found out: what runs sparse on a phone (KeyError while advising)." in str(report)
 
 
+@pytest.mark.slow
 @converts
 def test_a_line_for_every_encoding_or_silence(tmp_path, capfd):
     report = kg.export_tflite(sparse_dense(7), tmp_path / "model.tflite")

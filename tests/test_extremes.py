@@ -24,6 +24,7 @@ def used(pruned):
     return [numpy(pruned(ones, training=training)) != 0 for training in (False, True)]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("method", [kg.Magnitude(0.6), kg.Magnitude(0.6, structure=kg.Kernel())])
 def test_weights_of_any_scale_are_ranked_by_size(scale, method):

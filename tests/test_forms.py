@@ -77,6 +77,7 @@ def test_a_subclassed_model_is_pruned_in_one_call_and_its_class_comes_back(tmp_p
         assert [row["path"] for row in kg.summary(stripped).rows if row["shape"]] == PATHS
 
 
+@pytest.mark.once
 def test_a_held_model_trains_like_the_dense_one_under_all_ones_masks():
     assert losses(kg.prune(encoder(), kg.Fixed(), seed=0)) == pytest.approx(losses(encoder()), rel=1e-6)
 
@@ -129,6 +130,7 @@ class Wrapped(keras.Model):
         return x
 
 
+@pytest.mark.once
 def test_the_constructor_form_trains_and_strips_to_its_class():
     model = Wrapped()
     x = np.random.default_rng(0).normal(size=(8, 3, 4)).astype("float32")
@@ -253,6 +255,7 @@ def test_most_of_a_model_left_dense_is_told_with_the_share():
         kg.prune(model, MAGNITUDE)
 
 
+@pytest.mark.slow
 def test_a_student_is_distilled_and_a_gan_is_pruned_by_its_parts():
     teacher, student = (keras.Sequential([keras.Input((5,)), layers.Dense(units), layers.Dense(2)]) for units in (12, 6))
     pruned = kg.prune(student, kg.Gibbs(0.5), seed=0)

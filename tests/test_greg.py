@@ -41,6 +41,7 @@ def test_the_penalty_is_in_the_gradient_of_what_is_to_go_alone(structure, choose
     np.testing.assert_allclose(gradients(layer, X)[layer.layer.kernel.path], under, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.once
 def test_weights_that_are_to_go_shrink_and_then_go():
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.Input((10,)), layers.Dense(16, "tanh", name="one"), layers.Dense(3, name="two")])
@@ -75,3 +76,33 @@ def test_what_does_not_fit_is_refused():
     for options, message in (({"choose": 0.7}, "choose=0.7, remove=0.6"), ({"penalty_factor": -1.0}, "penalty_factor=-1.0")):
         with pytest.raises(ValueError, match=message):
             kg.GReg(0.5, **options)
+
+
+def test_channels_are_pushed_to_zero_together_and_leave_the_network():
+    def network():
+        keras.utils.set_random_seed(2)
+        inputs = keras.Input((6, 6, 2))
+        x = layers.Conv2D(6, 3, padding="same", name="one")(inputs)
+        y = layers.Conv2D(6, 3, padding="same", name="two")(layers.ReLU()(x))
+        return keras.Model(inputs, layers.Dense(3, name="top")(layers.GlobalAveragePooling2D()(layers.Add()([x, y]))))
+
+    def stepped(model):
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        rng = np.random.default_rng(0)
+        model.train_on_batch(rng.normal(size=(8, 6, 6, 2)).astype("float32"), rng.normal(size=(8, 3)).astype("float32"))
+        return model
+
+    before, dense = network(), stepped(network())
+    pruned = kg.prune(before, kg.GReg(0.5, structure=kg.Filter(coupled=True), penalty_factor=kg.Linear(0.0, 2.0), remove=0.9))
+    for layer in kg.pruned_layers(pruned):
+        layer.anneal(0.5)  # lambda is 1
+    stepped(pruned)
+    kernels = [numpy(before.get_layer(name).kernel) for name in ("one", "two")]
+    worth = np.mean([np.abs(kernel).mean(axis=(0, 1, 2)) for kernel in kernels], axis=0)
+    doomed = worth < np.median(worth)
+    for name, kernel in zip(("one", "two"), kernels, strict=True):
+        pushed = numpy(dense.get_layer(name).kernel) - numpy(pruned.get_layer(name).layer.kernel)
+        np.testing.assert_allclose(pushed, 0.1 * kernel * doomed, atol=1e-5)
+    for layer in kg.pruned_layers(pruned):
+        layer.anneal(1.0)
+    assert [kg.shrink(pruned).get_layer(name).filters for name in ("one", "two")] == [3, 3]

@@ -125,6 +125,7 @@ def test_two_gumbels_and_any_common_shift_give_the_mask_of_one_logistic():
     assert np.array_equal(numpy(mask)[..., 0], keep)
 
 
+@pytest.mark.few(jax=["gumbel-smart", "supermask-None", "edge-popup-None"])
 @pytest.mark.parametrize("rescale", ["smart", "dynamic", None])
 @every_learned
 def test_only_logits_scales_and_statistics_move(make, rescale):
@@ -149,6 +150,7 @@ def test_stripping_gives_every_layer_its_trainable_flag_back():
     assert stripped.get_config() == model.get_config()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("rescale", ["smart", "dynamic", None])
 def test_the_scale_is_folded_into_the_stripped_kernel(rescale):
     pruned = compiled(kg.prune(convnet(), kg.GumbelSoftmax(rescale=rescale, scale_rate=3.0), seed=0), 0.05)
@@ -248,6 +250,7 @@ def test_a_rate_multiplies_the_step_of_sgd_momentum_and_adam_alike():
         assert np.allclose(numpy(multiplied(scaled.value, 10.0)), numpy(plain), rtol=1e-5)
 
 
+@pytest.mark.once
 def test_the_target_is_met_exactly_and_the_logits_go_there():
     pruned = compiled(kg.prune(convnet(), kg.GumbelSoftmax(train_weights=True, sparsity=0.9, penalty_weight=1.0), seed=0))
     history = pruned.fit(*data(), epochs=25, verbose=0, callbacks=[kg.GibbsPruningCallback()])
@@ -337,6 +340,7 @@ def accuracy(model, epochs):
     return float(np.mean(scores.argmax(-1) == test[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="the same mathematics, and half a minute of it")
 def test_masks_of_a_random_network_read_digits_and_beat_random_masks_with_trained_scales():
     learned = kg.prune(digits_network(), kg.GumbelSoftmax(), seed=0)
@@ -351,6 +355,7 @@ def test_masks_of_a_random_network_read_digits_and_beat_random_masks_with_traine
     assert reached >= 0.95 and reached - by_chance >= 0.30, (reached, by_chance)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="the same mathematics, and half a minute of it")
 def test_joint_training_at_ninety_percent_loses_little_to_dense():
     dense = accuracy(digits_network(), epochs=15)

@@ -117,6 +117,7 @@ def losses(model, epochs=3):
     return model.fit(*data(model), batch_size=4, epochs=epochs, shuffle=False, verbose=0).history["loss"]
 
 
+@pytest.mark.few(jax=["rnn-of-cells"])
 @pytest.mark.filterwarnings("ignore:Only")
 @every_kind
 def test_the_weights_of_a_kind_are_found_under_their_paths(name):
@@ -124,6 +125,7 @@ def test_the_weights_of_a_kind_are_found_under_their_paths(name):
     assert {path.removeprefix("part/") for layer in kg.pruned_layers(pruned) for path in layer.masks()} == KINDS[name][2]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "where, expected",
     [
@@ -146,6 +148,7 @@ def test_where_takes_the_name_of_a_layer_and_of_those_it_stands_in(where, expect
     assert {weight.path for weight in weights} == expected
 
 
+@pytest.mark.few(tensorflow=["separable2d", "lstm", "attention", "embedding", "block", "time-distributed"], jax=["lstm", "attention", "embedding"])
 @pytest.mark.filterwarnings("ignore:Only")
 @pytest.mark.parametrize("name", [*KINDS, *SEVERAL])
 def test_all_ones_masks_train_like_the_dense_model(name):
@@ -153,6 +156,7 @@ def test_all_ones_masks_train_like_the_dense_model(name):
     assert losses(kg.prune(any_network(name), kg.Fixed(), seed=0)) == pytest.approx(dense, rel=1e-6 if name != "embedding" else 1e-5)
 
 
+@pytest.mark.few(tensorflow=["separable2d", "lstm", "attention", "embedding", "block", "bidirectional"], jax=["lstm", "attention"])
 @pytest.mark.filterwarnings("ignore:Only")
 @pytest.mark.parametrize("name", [*KINDS, *SEVERAL])
 def test_half_of_every_weight_goes_and_stays_away(name, tmp_path):
@@ -171,6 +175,7 @@ def test_half_of_every_weight_goes_and_stays_away(name, tmp_path):
     np.testing.assert_allclose(keras.models.load_model(tmp_path / "kind.keras").predict(x, verbose=0), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.few(jax=["lstm", "separable2d"])
 @every_kind
 def test_removed_weights_get_no_gradient(name):
     make, shape, paths = KINDS[name]
@@ -187,6 +192,7 @@ def test_removed_weights_get_no_gradient(name):
         assert (found[path][mask == 0] == 0).all() and (found[path][mask == 1] != 0).any()
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:Only")
 def test_filters_leave_out_what_is_tied_and_name_it():
     inputs = keras.Input(SEQUENCE)

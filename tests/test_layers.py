@@ -49,6 +49,7 @@ def masked_copy(layer_case, layer, mask):
 # The outputs.
 
 
+@pytest.mark.once
 @every_layer
 @pytest.mark.parametrize("training", [False, True])
 def test_a_layer_that_keeps_everything_gives_the_plain_outputs(layer_case, training):
@@ -87,6 +88,7 @@ def test_wrapping_a_built_layer_keeps_its_weights(layer_case):
     assert same(weights(layer), before)
 
 
+@pytest.mark.few(jax=["gibbs", "gibbs-filter", "magnitude-global", "gumbel", "edropout"])
 @every_method
 def test_the_training_outputs_are_those_of_the_mask_that_was_drawn(method, with_xla):
     layer_case = LAYERS["conv2d"]
@@ -101,6 +103,7 @@ def test_the_training_outputs_are_those_of_the_mask_that_was_drawn(method, with_
 # The masks.
 
 
+@pytest.mark.once
 @every_layer
 @every_method
 def test_masks_are_zero_or_one_in_the_kernels_shape(method, layer_case):
@@ -116,6 +119,7 @@ def test_masks_are_zero_or_one_in_the_kernels_shape(method, layer_case):
         assert np.array_equal(rows[:, 0], top(scores, 0.5))
 
 
+@pytest.mark.once
 @every_method
 @pytest.mark.parametrize("name", ["dense", "conv2d", "conv2d-transpose"])
 def test_sampled_masks_are_zero_or_one_in_the_kernels_shape(method, name):
@@ -147,6 +151,7 @@ def test_a_sparsity_of_zero_keeps_every_weight_in_every_mask():
     assert numpy(pruned.mask()).all() and numpy(pruned.mask(training=True)).all()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", RANDOM)
 def test_two_training_masks_differ_and_two_inference_masks_agree(name):
     # 8 groups at least, each kept with a probability far from 0 and 1: sixteen equal masks by chance in less than 1e-9 of all cases.
@@ -224,6 +229,7 @@ def test_a_large_layer_infers_with_its_exact_mask_after_a_training_step(with_xla
 # Gradients.
 
 
+@pytest.mark.few(jax=["gibbs", "gibbs-kernel", "gumbel", "rigl"])
 @every_method
 def test_a_masked_weight_has_a_gradient_of_exactly_zero(method, with_xla):
     layer_case = LAYERS["conv2d"]
@@ -316,6 +322,7 @@ def test_an_all_ones_mask_trains_like_the_plain_layer_loss_for_loss():
 # Mixed precision.
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_under_mixed_precision_masks_rank_float32_kernels_and_the_layer_computes_in_its_own_type(policy):
     keras.config.set_dtype_policy(policy)

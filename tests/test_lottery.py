@@ -95,6 +95,7 @@ def test_every_round_removes_the_smallest_survivors_and_goes_back(restart):
             assert np.array_equal(weights[path], first[path] if restart == "rewind" else trained[path])
 
 
+@pytest.mark.slow
 def test_rounds_that_were_interrupted_go_on_as_if_they_were_not(tmp_path):
     whole = pruned_network()
     expected = kg.lottery_rounds(whole, train, rounds=2, scope="global").rows

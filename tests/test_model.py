@@ -173,6 +173,7 @@ def tree_of(model):
 # Pruning copies.
 
 
+@pytest.mark.once
 @every_model
 def test_pruning_leaves_the_model_untouched_bit_for_bit(make):
     model = made(make)
@@ -192,6 +193,7 @@ def test_pruning_leaves_the_model_untouched_bit_for_bit(make):
             assert layer.output is not None
 
 
+@pytest.mark.once
 @every_model
 def test_a_model_that_keeps_every_weight_predicts_exactly_as_before(make):
     model = made(make)
@@ -203,6 +205,7 @@ def test_a_model_that_keeps_every_weight_predicts_exactly_as_before(make):
     assert {id(layer.layer) for layer in kg.pruned_layers(pruned)}.isdisjoint(id(layer) for layer in model._flatten_layers())
 
 
+@pytest.mark.once
 @every_model
 def test_stripping_gives_the_model_back_with_the_pruned_predictions(make):
     model = made(make)
@@ -219,6 +222,7 @@ def test_stripping_gives_the_model_back_with_the_pruned_predictions(make):
     assert not any(np.signbit(zero).any() for zero in zeros)  # a zero of minus sign would compress badly
 
 
+@pytest.mark.few(jax=["recurrent"])
 @every_saved_model
 def test_a_saved_pruned_model_strips_to_the_same_predictions(make, tmp_path):
     model = made(make)
@@ -232,6 +236,10 @@ def test_a_saved_pruned_model_strips_to_the_same_predictions(make, tmp_path):
     assert close(outputs(stripped, batch(model)), outputs(pruned, batch(model)))
 
 
+@pytest.mark.few(
+    tensorflow=["gibbs-filter", "magnitude-global", "gumbel-target", "edropout", "rigl", "gibbs-curvature", "fixed", "greg"],
+    jax=["gibbs", "gumbel", "edropout"],
+)
 @every_method
 def test_every_method_prunes_and_strips_a_network(method):
     model = randomize(convolutional())
@@ -319,6 +327,7 @@ def mobilenet():
     return keras.applications.MobileNetV3Small(weights=None, input_shape=(32, 32, 3), classes=4)
 
 
+@pytest.mark.once
 def test_a_network_of_keras_applications_is_pruned_and_stripped(mobilenet):
     model = mobilenet
     pruned = kg.prune(model, kg.Fixed())
@@ -331,12 +340,14 @@ def test_a_network_of_keras_applications_is_pruned_and_stripped(mobilenet):
     assert structure_of(stripped) == structure_of(model)
 
 
+@pytest.mark.once
 def test_a_network_of_keras_applications_keeps_its_head_under_filters(mobilenet):
     pruned = kg.pruned_layers(kg.prune(mobilenet, FILTERS))
     names = [layer.name for layer in pruned]
     assert "logits" not in names and "conv" in names and not any("depthwise" in name for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX compiles each of its 239 layers alone, which takes a minute")
 def test_efficientnet_is_pruned_with_its_normalization():
     model = keras.applications.EfficientNetB0(weights=None, input_shape=(32, 32, 3), classes=4)
@@ -626,6 +637,7 @@ def test_a_summary_of_a_plain_model_counts_and_names_no_method():
     assert kg.summary(kg.strip_pruning(kg.prune(named(), MAGNITUDE))).sparsity == 0.5
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("layer", [layers.Dense(16, name="narrow"), layers.Dense(1, name="narrow")], ids=["sixteen", "one"])
 def test_a_summary_marks_a_layer_whose_count_was_raised(layer):
     model = randomize(keras.Sequential([keras.Input((6,)), layers.Dense(200, name="wide"), layer, layers.Dense(2)]))

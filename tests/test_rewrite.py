@@ -106,26 +106,53 @@ def off(model, ready, seed=0):
 BLOCKS = ("strided", "strided-5", "strided-same", "depthwise", "residual", "joined", "pool", *GATES)
 
 
-def test_random_networks_are_equal_or_left_alone():
-    rewritten = []
+def for_random_networks(count, check):
+    """Draw small networks of such blocks, always the same ones."""
 
-    @settings(max_examples=100, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
+    @settings(max_examples=count, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
     @given(
         st.sampled_from(["same", "one side", "each side"]),
         st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=2),
         st.sampled_from(["pooled", "convolution", "pooled", "maps", "flattened"]),
         st.sampled_from([16, 16, 18, 15]),
     )
-    def check(stem, blocks, end, size):
-        model = network(stem, blocks, end, size)
+    def draw(stem, blocks, end, size):
+        check(network(stem, blocks, end, size))
+
+    draw()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_random_networks_are_equal_or_left_alone(count):
+    rewritten = []
+
+    def check(model):
         ready, report = rewrite.rewrite(model)
         assert off(model, ready) < 1e-5
         rewritten.append(bool(report.rows))
 
-    check()
-    assert len(rewritten) == 100 and sum(rewritten) >= 70
+    for_random_networks(count, check)
+    assert len(rewritten) == count and sum(rewritten) >= 0.7 * count
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
+def test_the_files_of_ten_random_networks_predict_the_same(tmp_path):
+    names = []
+
+    def check(model):
+        x = np.random.default_rng(0).standard_normal((4, *model.input_shape[1:])).astype("float32")
+        rewritable = bool(rewrite.rewrite(model)[1].rows)
+        report = export_tflite(model, tmp_path / "model.tflite", encoding="sparse_ready" if rewritable else "sparse", data=(x, None), verbose=0)
+        assert report.chosen["runs"] and report.chosen["relative_difference"] < 1e-4
+        names.append(report.chosen["encoding"])
+
+    for_random_networks(10, check)
+    assert len(names) == 10 and names.count("sparse_ready") >= 7
+
+
+@pytest.mark.few(tensorflow=["each side-blocks3-pooled"])
 @pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
 @pytest.mark.parametrize(
     "stem, blocks, end",
@@ -149,18 +176,35 @@ def test_the_file_of_a_rewritten_network_predicts_the_same_and_runs_sparse(stem,
     assert any(note.startswith("Rewritten in the sparse_ready file: ") for note in after.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
 def test_arm64_takes_the_rewritten_network_where_that_pays(tmp_path):
     x = np.random.default_rng(0).standard_normal((8, 16, 16, 3)).astype("float32")
     model = randomized(network("one side", ["residual", "residual"], "pooled"), sparsity=0.95)
     report = export_tflite(model, tmp_path / "model.tflite", prefer="arm64", data=(x, None), verbose=0)
     assert report.chosen["encoding"] == "sparse_ready" and report.advice.share > 0.4 and "sparse_ready" in report.reason
-    assert "sparse_ready" not in {row["encoding"] for row in export_tflite(model, tmp_path / "model.tflite", data=(x, None), verbose=0).rows}
     model = randomized(network("each side", ["residual", "residual"], "pooled"), sparsity=0.95)  # has that form already
     report = export_tflite(model, tmp_path / "model.tflite", prefer="arm64", data=(x, None), verbose=0)
     assert report.chosen["encoding"] == "sparse" and any("Nothing in the network can be rewritten" in note for note in report.notes)
 
 
+@pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
+def test_the_smallest_file_is_that_of_the_rewritten_network_where_that_is_as_small_and_faster(tmp_path):
+    inputs = keras.Input((16, 16, 3))
+    x = layers.ReLU()(layers.Conv2D(32, 3, strides=2, padding="same")(inputs))
+    for _ in range(4):
+        x = pointwise(x, 256)
+    model = randomized(keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))), sparsity=0.95)
+    images = np.random.default_rng(0).standard_normal((8, 16, 16, 3)).astype("float32")
+    report = export_tflite(model, tmp_path / "model.tflite", data=(images, None), verbose=0)
+    sizes = {row["encoding"]: row["raw_bytes"] for row in report.rows}
+    assert report.chosen["encoding"] == "sparse_ready_float16" and sizes["sparse_ready_float16"] < 1.02 * sizes["sparse_float16"]
+    assert report.advice.share > 0.5 and "run sparse on an ARM64 CPU" in report.reason
+    assert any(note.startswith("Rewritten in the sparse_ready_float16 file: ") for note in report.notes)
+    assert not any("Left out: sparse_ready" in note for note in report.notes)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(JAX, reason="the advice is on a converted file")
 @pytest.mark.parametrize("make", [lambda **kw: keras.applications.MobileNet(alpha=0.5, **kw), lambda **kw: keras.applications.MobileNetV3Small(**kw)])
 def test_networks_as_keras_has_them_run_sparse(make):
@@ -170,6 +214,7 @@ def test_networks_as_keras_has_them_run_sparse(make):
     assert {layer.name for layer in model.layers if isinstance(layer, layers.DepthwiseConv2D)} <= {layer.name for layer in ready.layers}
 
 
+@pytest.mark.once
 def test_a_rewritten_network_is_saved_pruned_and_trained(tmp_path):
     inner = keras.Sequential([keras.Input((8, 8, 8)), layers.ZeroPadding2D(((0, 1), (0, 1))), layers.DepthwiseConv2D(3, strides=2)])
     inputs = keras.Input((16, 16, 3))

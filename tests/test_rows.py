@@ -22,6 +22,7 @@ def numpy(tree):
     return keras.tree.map_structure(ops.convert_to_numpy, tree)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("size", [37, 10_007])  # with thresholds that are searched anew, and tracked
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_a_longer_row_changes_nothing(method, size):

@@ -103,6 +103,7 @@ def test_a_removed_weight_has_a_sensitivity_of_its_own_under_the_mask():
     np.testing.assert_allclose(connection_sensitivity(loss, loss.values(), masks)[0], np.abs(expected[0]), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:.*removed all of")
 def test_regularizers_and_several_outputs_count_as_the_compiled_loss_says():
     inputs = keras.Input((4,))
@@ -156,6 +157,7 @@ def test_synflow_reaches_beyond_the_range_of_float32_and_agrees_with_numpy():
     assert abs(kg.sparsity(kg.prune(model, kg.SynFlow(0.5, steps=3))) - 0.5) < 1e-9
 
 
+@pytest.mark.once
 def test_synflow_sees_through_softmax_and_relu6():
     def network(last, activation):
         keras.utils.set_random_seed(1)
@@ -189,6 +191,7 @@ def test_masks_are_exact_train_and_leave_the_model_as_it_was(make):
     masks = masks_of(pruned)
     assert same(before, weights(model))
     assert sum(mask.sum() for mask in masks.values()) == total - int(0.7 * total + 0.5)
+    assert {row["method"] for row in kg.summary(pruned).rows if row["kept"]} == {method.brief()}
     for masked in (masked for layer in kg.pruned_layers(pruned) for masked in layer.masked_weights):  # the variance is restored
         kernel = next(weight.variable for weight in prunable_weights(model) if weight.path == masked.path)
         assert np.square(numpy(masked.masked())).sum() == pytest.approx(np.square(numpy(kernel)).sum(), rel=1e-5)
@@ -198,6 +201,7 @@ def test_masks_are_exact_train_and_leave_the_model_as_it_was(make):
     assert keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(method)) == method
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "options, expected",
     [

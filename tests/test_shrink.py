@@ -27,6 +27,7 @@ def test_channels_with_zero_weights_leave_and_predictions_stay(name):
     assert [layer.name for layer in small.layers] == [layer.name for layer in model.layers]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["constants"] if JAX else NETWORKS)
 @pytest.mark.parametrize("share", [0.5] if JAX else [0.5, 1.0])
 def test_filters_that_are_zero_alone_leave_where_that_is_exact(name, share):
@@ -96,6 +97,7 @@ def test_filters_are_kept_to_round_up(round_to, filters):
         np.testing.assert_array_equal(small.layers[0].get_weights()[0], kernel[..., [2, 3, 4, *range(7, 20)]])
 
 
+@pytest.mark.once
 def test_a_pruned_model_is_stripped_first():
     parts = [layers.Conv2D(8, 3, activation="relu"), layers.Conv2D(6, 3), layers.Flatten(), layers.Dense(3)]
     model = randomize(keras.Sequential([keras.Input((8, 8, 1)), *parts]))
@@ -251,6 +253,7 @@ few = settings(many, max_examples=3 if JAX else 25)
 random_graph = given(st.lists(steps, min_size=1, max_size=8), st.integers(0, 99), st.sampled_from([zero_channels, zero_kernels]))
 
 
+@pytest.mark.once
 @few
 @random_graph
 def test_random_graphs_predict_the_same_when_shrunken(plan, seed, zero):

@@ -39,6 +39,7 @@ def test_the_layout_of_every_layer_names_its_axes(layer_case):
     assert layout.filters == layer_case.filters
 
 
+@pytest.mark.once
 @every_layer
 @every_piece
 def test_restore_undoes_arrange(structure, layer_case):
@@ -51,6 +52,7 @@ def test_restore_undoes_arrange(structure, layer_case):
     assert np.array_equal(arranged > 0, np.ones(arranged.shape, bool) if filled is None else filled)
 
 
+@pytest.mark.once
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_restore_undoes_arrange_for_any_layout(data):
@@ -146,6 +148,7 @@ def runs(array, axes, m):
 WITH_INPUTS = [name for name in LAYERS if LAYERS[name].axes[1]]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", WITH_INPUTS)
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 3), (3, 8)])
 def test_the_largest_n_of_every_m_are_kept(name, n, m):
@@ -173,6 +176,7 @@ def test_many_to_choose_from_are_ranked_as_a_few():
         assert np.array_equal(mask[40 * run : 40 * run + 40, unit], expected)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("method", [kg.Gibbs, kg.Magnitude])
 def test_a_schedule_ends_at_n_of_m_and_rounds_in_every_run(method):
     layer = LAYERS["conv2d"].built()
@@ -228,6 +232,7 @@ def test_blocks_live_or_die_together_and_the_best_by_their_mean_stay(name):
     assert means[kept == 1].min() > means[kept == 0].max()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("structure", list(PIECES.values()), ids=list(PIECES))
 def test_pieces_train_save_load_and_strip(structure, tmp_path):
     sparsity = 1 - structure.n / structure.m if isinstance(structure, kg.NofM) else 0.5

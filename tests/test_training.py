@@ -92,6 +92,7 @@ def dense(jit):
     return trained(everything(), jit)
 
 
+@pytest.mark.few(tensorflow=["method0-True", "method2-True", "method2-False"], jax=["method2-True"])
 @pytest.mark.filterwarnings("ignore:The schedules of")  # no callback: nothing to anneal with sparsity 0
 @pytest.mark.parametrize("jit", [False, True] if TENSORFLOW else [True])  # on JAX False means no compiled step at all
 @pytest.mark.parametrize("method", [kg.Fixed(), kg.Magnitude(0.0), kg.Gibbs(0.0)])
@@ -129,6 +130,7 @@ def operations(function):
     return {node.op for node in graph.node} | {node.op for nested in graph.library.function for node in nested.node_def}
 
 
+@pytest.mark.few(tensorflow=["structure0-False", "structure3-True"])
 @only_tensorflow
 @pytest.mark.parametrize(("structure", "jit"), [(kg.Unstructured(), False), (kg.Unstructured(), True), (kg.Kernel(), True), (kg.Filter(), True)])
 def test_the_train_function_runs_compiled_and_holds_no_python_callback(structure, jit, with_xla):
@@ -153,6 +155,7 @@ METHODS = {
 }
 
 
+@pytest.mark.few(tensorflow=["Gibbs, scheduled", "Gibbs, filters", "Magnitude, filters"], jax=["Gibbs, scheduled"])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_ends_at_its_sparsity_exactly_and_infers_deterministically(name):
     method = METHODS[name]
@@ -184,6 +187,7 @@ def test_global_magnitude_ends_at_its_sparsity_over_all_layers():
     assert kg.sparsity(model) == kg.sparsity(kg.strip_pruning(model))
 
 
+@pytest.mark.once
 def test_evaluation_is_deterministic_and_the_same_inside_fit():
     model, (x, y) = compiled(kg.prune(small(), kg.Gibbs(0.6, beta=1.0), seed=1)), images(seed=9)
     history = fit(model, epochs=2, validation_data=(x, y))
@@ -260,6 +264,7 @@ def fit_large(method, epochs=6):
     return model, list(thresholds.steps())
 
 
+@pytest.mark.few(tensorflow=["0.9", "sparsity3"], jax=["sparsity2"])
 @pytest.mark.parametrize("sparsity", [0.5, 0.9, kg.Polynomial(0.0, 0.9, end=0.7), kg.Linear(0.9, 0.3)])
 def test_the_tracked_threshold_has_its_fraction_of_weights_below_it_at_every_step(sparsity):
     model, steps = fit_large(kg.Gibbs(sparsity))
@@ -285,6 +290,8 @@ def test_magnitude_in_a_large_layer_removes_its_fraction_at_every_step(sparsity)
     assert int(np.array(model.layers[0].mask()).sum()) == exact(12_000, 0.9)
 
 
+@pytest.mark.few(tensorflow=["structure0-0.7", "structure3-0.7"])
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("structure", "sparsity"),
     [(kg.Unstructured(), 0.7), (kg.Unstructured(), kg.Linear(0.1, 0.8)), (kg.Kernel(), kg.Linear(0.1, 0.8)), (kg.Filter(), 0.7)],
@@ -302,6 +309,8 @@ def test_thresholds_of_small_layers_and_of_groups_are_the_exact_quantile_at_ever
         assert state["threshold"] == pytest.approx(np.quantile(squares, state["sparsity"]), rel=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.once
 def test_a_large_layer_of_groups_has_the_exact_quantile_too():
     _, steps = fit_large(kg.Gibbs(0.6, structure=kg.Filter(), beta=1.0), epochs=1)
     for _, kernel, state in steps:
@@ -324,6 +333,7 @@ def test_several_steps_an_execution_class_weights_sample_weights_and_validation_
     assert [int(np.array(layer.mask()).sum()) for layer in kg.pruned_layers(model)] == KEPT
 
 
+@pytest.mark.once
 def test_several_steps_an_execution_draw_a_mask_each():
     losses, draws = [], []
     for steps in (1, 4):
@@ -334,6 +344,8 @@ def test_several_steps_an_execution_draw_a_mask_each():
     assert draws[0] == draws[1] == [8, 8, 8]
 
 
+@pytest.mark.slow
+@pytest.mark.once
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_under_mixed_precision_masks_are_ranked_in_float32(policy):
     keras.config.set_dtype_policy(policy)
@@ -395,6 +407,7 @@ print("agreed")
 """
 
 
+@pytest.mark.slow
 @only_tensorflow
 def test_replicas_of_a_mirrored_strategy_draw_the_same_masks_and_search_alike():
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "KERAS_GIBBS_XLA": "1"}
@@ -415,6 +428,8 @@ def test_figures_are_numbers_under_a_strategy_without_xla():
 # Weights that change outside of a training step
 
 
+@pytest.mark.slow
+@pytest.mark.once
 def test_averaged_weights_are_masked_by_their_own_ranking():
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((120,)), keras.layers.Dense(120), keras.layers.Dense(3)])
@@ -426,6 +441,7 @@ def test_averaged_weights_are_masked_by_their_own_ranking():
     assert np.max(np.abs(difference)) < 1e-6
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
 def test_kernels_of_other_floats_are_pruned(dtype):
     keras.utils.set_random_seed(0)

@@ -87,6 +87,29 @@ _FULL = (
 
 _SURVEY = tuple(Part("resnet8", at(level, *SURVEY), (0,)) for level in (90, 95))
 
+CHANNELS = ("resnet", "alexnet", "squeezenet")
+ENERGIES, LIKE = ("edropout-margin", "edropout-cross-entropy", "edropout-keep", "edropout-margin-keep"), ("magnitude", "random", "gibbs")
+SETTINGS = ("edropout-population-16", "edropout-search-3-4", "edropout-search-1-4", "edropout-parents", "edropout-xor", "edropout-part")
+_ALL_CHANNELS = tuple(variant.name for variant in SUITES["channels-resnet8"].variants)
+_CHANNELS = (
+    Part("channels-resnet8", _ALL_CHANNELS, (0, 1)),
+    *(Part(f"channels-{name}", ("dense", *ENERGIES, *LIKE), (0,)) for name in CHANNELS),
+    Part("channels-alexnet", SETTINGS, (0,)),
+    *(Part(f"channels-{name}", ("dense", "edropout-keep", "magnitude", "random"), (1, 2)) for name in CHANNELS),
+    Part("channels-fashion", ("dense", "edropout-keep", "magnitude", "random"), (0, 1, 2)),
+)
+
+
+def _every(suite, rate=None):
+    return tuple(variant.name for variant in SUITES[suite].variants if rate is None or variant.name.endswith(f"-{rate:g}") or variant.name == "dense")
+
+
+_SUBNETWORKS = (
+    Part("subnetworks-conv2", _every("subnetworks-conv2"), (0,)),  # each at its best rate and form on validation images is what the others go on with
+    Part("subnetworks-conv4", _every("subnetworks-conv4", 1e-2), (0, 1, 2)),
+    Part("subnetworks-conv6", _every("subnetworks-conv6", 1e-2), (0,)),
+)
+
 _SMOKE = {"epochs": 2, "steps": 6, "batch": 32, "validated": 100, "limit": 500, "variants": _often(SUITES["resnet8"].variants)}
 
 BUDGETS = {
@@ -94,5 +117,7 @@ BUDGETS = {
     "cpu": Budget(_CPU),  # two cores; a run takes up to a quarter of an hour
     "long": Budget(_LONG),  # one core; long training, few images, networks that are trained already: does the noise pay?
     "survey": Budget(_SURVEY),  # one core; the methods of the survey's frame, where those of the budget `cpu` are there to compare with
+    "channels": Budget(_CHANNELS),  # one core; EDropout and others on whole channels, which leave the network
+    "subnetworks": Budget(_SUBNETWORKS),  # one core; subnetworks of random networks, rivals tuned with the same care
     "full": Budget(_FULL, "full", {"epochs": 200}),  # the authors' epochs, for a GPU
 }

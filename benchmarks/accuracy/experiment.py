@@ -72,6 +72,25 @@ def files(model, validation, test, count=1000):
     return {"auto": chosen, "images": len(test[0]), "forms": forms}
 
 
+def shrunken(model, images, test):
+    """What `shrink` makes of a final model.
+
+    Args:
+        model: A plain Keras model.
+        images: Scaled training images, by which it is recalibrated.
+        test: Scaled images and labels.
+
+    Returns:
+        Dict with `parameters` and `macs` left, those of the model before (`parameters_before`, `macs_before`), and the accuracy once it is recalibrated.
+    """
+    report = kg.shrink(model, plan_only=True)
+    figures = {name: report.total(f"{name}_after") for name in ("parameters", "macs")}
+    figures |= {f"{name}_before": report.total(name) for name in ("parameters", "macs")}
+    small = kg.shrink(model)
+    kg.recalibrate(small, images)
+    return figures | {"recalibrated": accuracy(small, *test)}
+
+
 def train_ours(suite, method, rate, seed, network, batches, validation, folder):
     """Train a Keras 3 network, under a method or dense.
 
@@ -154,6 +173,7 @@ def train(suite, variant, seed, earlier, images, folder=None, start=None):
         "test": accuracy(final, x_test, y_test),
         "validation": accuracy(final, x_val, y_val),
         "test_unmasked": accuracy(unmasked(network, pruned), x_test, y_test) if pruned else None,
+        "shrunken": shrunken(final, scaling(x[:5000]), (x_test, y_test)) if suite.shrunken else None,
         "files": files(final, (x_val, y_val), (x_test, y_test)) if suite.exported else None,
     }
     configuration = {

@@ -50,6 +50,11 @@ def rows(suite, results):
         if suite.detailed:
             unmasked = [one["test_unmasked"]["top1"] for one in final.values() if one["test_unmasked"]]
             row["top-1 % without the mask"] = spread(unmasked, 100) if unmasked else ""
+        if suite.shrunken:
+            small = [one["shrunken"] for one in final.values()]
+            for name, text in (("parameters", "parameters"), ("macs", "multiply-adds")):
+                row[f"{text} left %"] = spread([one[name] / one[f"{name}_before"] for one in small], 100)
+            row["top-1 % recalibrated"] = spread([one["recalibrated"]["top1"] for one in small], 100)
         if suite.reach is not None:
             reached = [epochs_to(run, suite.reach) for run in runs.values()]
             row[f"epochs to {100 * suite.reach:g} %"] = ", ".join("not reached" if epoch is None else str(epoch) for epoch in reached)

@@ -59,6 +59,7 @@ class Suite:
         reach: A validation accuracy; the report says after how many epochs each variant came to it.
         detailed: Whether the report has the top-5 accuracy, and that of the weights without their mask.
         exported: Whether the final model is written as .tflite files too, which are run and measured.
+        shrunken: Whether the final model is shrunken too: what is left of its parameters and multiply-adds, and its accuracy once it is recalibrated.
         images: Training images that are used, the first ones of those not put aside; None for all.
         limit: Images of each split that are used, for a trial; None for all.
         rival: The family that the report sets the others against: of TF-MOT's schedules the best on validation images with seed 0.
@@ -79,6 +80,7 @@ class Suite:
     reach: float | None = None
     detailed: bool = False
     exported: bool = False
+    shrunken: bool = False
     images: int | None = None
     limit: int | None = None
     rival: str = "tfmot"
@@ -140,6 +142,79 @@ def _filters(network, dataset, epochs, rate=2e-3, augmented=False, compared=True
     return Suite(network, dataset, epochs, tuple(variants), augmented=augmented, detailed=True)
 
 
+COUPLED = kg.Filter(coupled=True)
+
+
+def _channels(network, dataset, epochs, rate, minutes, **changes):
+    """Whole channels of a network: EDropout by several energies and settings, and channels removed by others, all of which leave the network by `shrink`.
+
+    The others remove as large a fraction of every group of channels as `edropout-keep` came to.
+    """
+
+    def like_edropout(make):
+        return lambda network, seed, earlier: make(earlier["edropout-keep"]["final"]["pruned_sparsity"])
+
+    half = kg.KeepPenalty(0.5)
+    energies = {
+        "margin": kg.MarginEnergy(),
+        "cross-entropy": kg.CrossEntropyEnergy(),
+        "keep": kg.CrossEntropyEnergy() + half,
+        "margin-keep": kg.MarginEnergy() + half,
+    }
+    tuning = {  # of `edropout-keep`, one thing at a time
+        "population-16": {"population": 16},
+        "search-3-4": {"search": 0.75},
+        "search-1-4": {"search": 0.25},
+        "parents": {"reevaluate_parents": True},
+        "xor": {"rule": "xor"},
+        "part": {"energy_batch": 32},
+    }
+    variants = [Variant("dense", None, rate)]
+    variants += [Variant(f"edropout-{name}", kg.EDropout(objective=energy, structure=COUPLED), rate) for name, energy in energies.items()]
+    variants += [
+        Variant("magnitude", like_edropout(lambda removed: kg.Magnitude(kg.Polynomial(0.0, removed, end=0.5), structure=COUPLED)), rate, ("edropout-keep",)),
+        Variant("gibbs", like_edropout(lambda removed: kg.Gibbs(removed, structure=COUPLED, hamiltonian=kg.Independent())), rate, ("edropout-keep",)),
+        Variant("random", like_edropout(lambda removed: kg.Random(removed, structure=COUPLED)), rate, ("edropout-keep",)),
+    ]
+    variants += [Variant(f"edropout-{name}", kg.EDropout(objective=energies["keep"], structure=COUPLED, **one), rate) for name, one in tuning.items()]
+    return Suite(network, dataset, epochs, tuple(variants), detailed=True, shrunken=True, minutes=minutes, **changes)
+
+
+def _channels_at(levels):
+    """Coupled filters of ResNet-8 by several methods, the same fraction of every group: equal multiply-adds, but for EDropout's own choice."""
+    makers = {
+        "gibbs": lambda sparsity: kg.Gibbs(sparsity, structure=COUPLED, hamiltonian=kg.Independent()),
+        "magnitude": lambda sparsity: kg.Magnitude(kg.Polynomial(0.0, sparsity, end=0.5), structure=COUPLED),
+        "random": lambda sparsity: kg.Random(sparsity, structure=COUPLED),
+        "edropout": lambda sparsity: kg.EDropout(objective=kg.CrossEntropyEnergy() + kg.KeepPenalty(1 - sparsity), structure=COUPLED),
+    }
+    variants = [Variant("dense", None, 2e-3)]
+    variants += [Variant(f"{name}-{level}", make(level / 100), 2e-3) for level in levels for name, make in makers.items()]
+    return Suite(
+        Network("resnet", {"depth": 8}), "cifar10", 6, tuple(variants), augmented=True, detailed=True, shrunken=True, where=prunable, minutes=5
+    )
+
+
+def _subnetworks(depth, epochs, minutes, **changes):
+    """GumbelSoftmax over a random network, with and without a learned scale, and its rivals, each at several rates and in several forms."""
+    rates = (3e-3, 1e-2, 3e-2)
+    variants = [Variant("dense", None, 1e-3)]
+    for rate in rates:
+        named = {
+            f"gumbel-{rescale or 'none'}-{'signed' if signed else 'normal'}": kg.GumbelSoftmax(rescale=rescale, signed_constant=signed)
+            for rescale in ("smart", None)
+            for signed in (True, False)
+        }
+        named |= {f"supermask-{rescale or 'none'}": kg.Supermask(rescale=rescale) for rescale in ("smart", "dynamic", None)}
+        named |= {
+            f"edge-popup-{100 * sparsity:g}-{rescale or 'none'}": kg.EdgePopup(sparsity, rescale=rescale)
+            for sparsity in (0.3, 0.5)
+            for rescale in ("smart", None)
+        }
+        variants += [Variant(f"{name}-{rate:g}", method, rate) for name, method in named.items()]
+    return Suite(Network("convolutions", {"depth": depth}), "cifar10_16", epochs, tuple(variants), reach=0.5, minutes=minutes, **changes)
+
+
 LEVELS = (98, 95, 90, 80, 50)  # per cent removed, the most telling first
 
 
@@ -175,5 +250,13 @@ SUITES = {
     "few-images-wide": _long(120, 4, widths=(32, 64, 128), images=2000, rival="tfmot-two-thirds"),
     "all-images": _long(50, 10),
     "pretrained": _long(8, 2, rate=1e-3, start="all-images"),
+    "channels-resnet8": _channels_at((30, 50)),
+    "channels-resnet": _channels(Network("resnet18", {"width": 8}), "cifar10_16", 60, 2e-3, 6, images=5000),
+    "channels-alexnet": _channels(Network("alexnet", {"width": 16}), "cifar10_16", 60, 1e-3, 3, images=5000),
+    "channels-squeezenet": _channels(Network("squeezenet", {"width": 32}), "cifar10_16", 60, 1e-3, 5, images=5000),
+    "channels-fashion": _channels(Network("resnet18", {"width": 8}), "fashion_mnist", 30, 2e-3, 9, images=5000),
+    "subnetworks-conv2": _subnetworks(2, 60, 3, images=5000),
+    "subnetworks-conv4": _subnetworks(4, 60, 5, images=5000),
+    "subnetworks-conv6": _subnetworks(6, 60, 6, images=5000),
     "mlp-fashion": _against_tfmot(Network("mlp", {"hidden": (300, 100)}), "fashion_mnist", rate=1e-3, augmented=False, without=("gibbs-kernel",)),
 }

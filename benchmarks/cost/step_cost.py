@@ -123,41 +123,6 @@ def case_mlp(rounds):
     return training("MLP step", networks.mlp, None, variants, 10, rounds)
 
 
-def case_scores(rounds):
-    """What a score of a whole network on one batch costs once it is compiled, against a training step."""
-    import keras
-
-    from keras_gibbs.scores.batches import batches
-    from keras_gibbs.scores.losses import ModelLoss
-    from keras_gibbs.scores.on_data import connection_sensitivity, gradient_flow
-    from keras_gibbs.structure.prunable import prunable_weights
-
-    keras.utils.set_random_seed(SEED)
-    model = networks.resnet(20)
-    data, (x, y) = random_batches(model.input_shape[1:])
-    variables = [weight.variable for weight in prunable_weights(model)]
-    loss = ModelLoss(model, variables, batches((x[:BATCH], y[:BATCH])), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    ones = [keras.ops.ones(variable.shape) for variable in variables]
-
-    def score(function):
-        def timed():
-            start = time.perf_counter()
-            function(loss, loss.values(), ones)
-            return 1e3 * (time.perf_counter() - start)
-
-        return timed
-
-    timers = {
-        "dense": stopwatch(train_step(networks.resnet(20), data), 2),
-        "SNIP": score(connection_sensitivity),
-        "GraSP": score(gradient_flow),
-    }
-    cold = {}
-    for name in ("SNIP", "GraSP"):
-        cold[name] = f"cold, with its compilation: {timers[name]() / 1e3:.1f} s"
-    return rows_against(interleave(timers, rounds), "dense", "ResNet-20 score", {"SNIP": 3.0, "GraSP": 8.0}, cold)
-
-
 def case_search(rounds):
     """A training step of ResNet-20 while EDropout searches with 8 states, and after."""
     import keras
@@ -377,7 +342,6 @@ CASES = {
     "resnet": (case_resnet, 12),
     "coupled": (case_coupled, 12),
     "mlp": (case_mlp, 20),
-    "scores": (case_scores, 8),
     "search": (case_search, 12),
     "evaluate": (case_evaluate, 20),
     "sampler": (case_sampler, 20),

@@ -43,11 +43,13 @@ class File:
         path: Where it is.
         dense: Name of the file that it is compared with.
         faster: How many times as fast as that one it must be, or None where it is for information.
+        wanted: What it should predict, a list of arrays (samples, *shape); None for what it predicts on this machine.
         rounds: The emulated milliseconds of its runs, a list a round.
         failure: What the ARM64 runtime had to say, if it did not run.
         host_ms: Median milliseconds on this machine, or None if it does not run here.
         host_failure: What the runtime of this machine had to say.
-        differences: Largest difference between the outputs of both machines on the same inputs, of every round.
+        differences: Largest difference between the outputs on ARM64 and what is wanted, of every round; a share of the largest output where `wanted` is given.
+        host_difference: The same on this machine; None where nothing is wanted.
         largest_output: The largest output on this machine, to judge the difference by.
     """
 
@@ -55,11 +57,13 @@ class File:
     path: Path
     dense: str
     faster: float | None = None
+    wanted: list[np.ndarray] | None = dataclasses.field(default=None, repr=False)
     rounds: list[list[float]] = dataclasses.field(default_factory=list)
     failure: str | None = None
     host_ms: float | None = None
     host_failure: str | None = None
     differences: list[float] = dataclasses.field(default_factory=list)
+    host_difference: float | None = None
     largest_output: float | None = None
 
     @property
@@ -72,7 +76,7 @@ class File:
 
     @property
     def equal(self):
-        return self.difference is not None and self.difference <= TOLERANCE
+        return self.difference is not None and max(self.difference, self.host_difference or 0.0) <= TOLERANCE
 
     def ratio(self, dense):
         """Median over the rounds of the time against the time of `dense`, or None if one of them did not run."""
@@ -87,7 +91,7 @@ class File:
         return ratio is not None and 1 / ratio >= self.faster and self.equal
 
     def as_dict(self, dense):
-        kept = {key: value for key, value in dataclasses.asdict(self).items() if key != "path"}
+        kept = {key: value for key, value in dataclasses.asdict(self).items() if key not in ("path", "wanted")}
         found = {"ms": self.ms, "ratio": self.ratio(dense), "difference": self.difference, "equal": self.equal, "met": self.met(dense)}
         return kept | {"raw_bytes": self.path.stat().st_size} | found
 
@@ -123,7 +127,7 @@ def largest_difference(outputs, expected):
     return largest
 
 
-def measure(files, machine, host, runs, rounds, timeout=600.0):
+def measure(files, machine, host, runs, rounds, timeout=600.0, inputs=None):
     """Run every file on both machines; what is found goes into the files.
 
     Args:
@@ -133,14 +137,19 @@ def measure(files, machine, host, runs, rounds, timeout=600.0):
         runs: Timed runs a round.
         rounds: How often each file is timed on `machine`.
         timeout: Seconds a process may take.
+        inputs: Arrays (samples, *shape), one for each input, that all files are run on; random ones if None.
     """
-    inputs = {file.name: random_inputs(file.path) for file in files}
-    expected = {}
+    inputs = {file.name: inputs or random_inputs(file.path) for file in files}
+    expected, scales = {}, {}
     for file in files:
-        times, expected[file.name], file.host_failure = host.run(file.path, inputs[file.name], runs, timeout)
+        times, outputs, file.host_failure = host.run(file.path, inputs[file.name], runs, timeout)
+        expected[file.name], scales[file.name] = file.wanted or outputs, 1.0
         if times:
             file.host_ms = statistics.median(times)
-            file.largest_output = max(float(np.max(np.abs(values), initial=0)) for values in expected[file.name])
+            file.largest_output = max(float(np.max(np.abs(values), initial=0)) for values in outputs)
+        if file.wanted:
+            scales[file.name] = max(float(np.max(np.abs(values))) for values in file.wanted)
+            file.host_difference = largest_difference(outputs, file.wanted) / scales[file.name] if times else None
     for number in range(rounds):
         print(f"Round {number + 1} of {rounds} on ARM64 ...", flush=True)
         turn = number % len(files)
@@ -151,7 +160,7 @@ def measure(files, machine, host, runs, rounds, timeout=600.0):
             if times:
                 file.rounds.append(times)
                 if expected[file.name] is not None:
-                    file.differences.append(largest_difference(outputs, expected[file.name]))
+                    file.differences.append(largest_difference(outputs, expected[file.name]) / scales[file.name])
 
 
 def mobilenet_files(folder):

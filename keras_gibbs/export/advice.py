@@ -7,6 +7,7 @@ from keras_gibbs.tables import render
 
 WIDTH = 100  # of the table of reasons, in columns of a terminal
 _TITLE = "On an ARM64 or WASM CPU, written sparse"
+_READY = "The same network as sparse_ready rewrites it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,10 +19,12 @@ class Advice:
             multiply-adds), `sparsity` (fraction of zeros in its kernel), `sparse` (whether XNNPACK runs it sparse on ARM64 and WASM) and `why` ("" if it does).
         share: Fraction of the multiply-adds in layers that run sparse; 0 where the sparse file does not run at all.
         fails: Why the sparse file does not run on ARM64, or "".
-        change: The smallest change to the model that would help, or "".
+        change: The smallest change to the model that would help, or "". Where there is `ready`, that is what is left to do beyond it.
         promised: What `share` would be then.
         speed: Estimated speed of the sparse file on ARM64, as a multiple of the dense file's.
         full: Whether it prints layer by layer; else layers with one reason share a line, at most 100 columns wide.
+        ready: The advice on the network as `sparse_ready` rewrites it, which `export_tflite` does by itself, if more of it runs sparse; else None.
+        rewrites: What is rewritten in it, or "".
     """
 
     rows: list[dict]
@@ -31,11 +34,19 @@ class Advice:
     promised: float
     speed: float
     full: bool = False
+    ready: "Advice | None" = None
+    rewrites: str = ""
 
     def __str__(self) -> str:
-        return self._layer_by_layer() if self.full else self._by_reason()
+        tables = [self._table(_TITLE)]
+        if self.ready:
+            tables.append(dataclasses.replace(self.ready, full=self.full)._table(_READY))
+        return "\n".join([*tables, *self.sentences()])
 
-    def _by_reason(self):
+    def _table(self, title):
+        return self._layer_by_layer(title) if self.full else self._by_reason(title)
+
+    def _by_reason(self, title):
         columns = [("runs sparse", "left"), ("layers", "left"), ("share", "right"), ("sparsity", "right")]
         groups = {}
         for row in self.rows:
@@ -44,9 +55,9 @@ class Advice:
             [verdict, _counted([row["layer"] for row in rows]), f"{sum(row['share'] for row in rows):.1%}", f"{_mean_sparsity(rows):.4f}"]
             for verdict, rows in sorted(groups.items(), key=lambda group: (group[0] != "yes", -sum(row["share"] for row in group[1])))
         ]
-        return render(_TITLE, columns, cells, self.sentences(), width=WIDTH)
+        return render(title, columns, cells, width=WIDTH)
 
-    def _layer_by_layer(self):
+    def _layer_by_layer(self, title):
         columns = [("layer", "left"), ("kind", "left"), ("multiply-adds", "right"), ("share", "right"), ("sparsity", "right"), ("runs sparse", "left")]
         cells = [
             [
@@ -59,16 +70,22 @@ class Advice:
             ]
             for row in self.rows
         ]
-        return render(_TITLE, columns, cells, self.sentences())
+        return render(title, columns, cells)
 
     def sentences(self) -> list[str]:
-        """The result in words."""
+        """The result in words: as it is, what the exporter does by itself, and what is left to do."""
         if self.fails:
-            lines = [f"Do not ship the sparse form: {self.fails}."]
+            lines = [f"Do not ship the sparse form of the network as it is: {self.fails}."]
         else:
             lines = [f"{self.share:.1%} of the multiply-adds run sparse on an ARM64 or WASM CPU, none on an x86 CPU with AVX."]
+        if self.ready:
+            lines.append(
+                f"The exporter rewrites it by itself (encoding='sparse_ready', or 'auto' where that pays): {self.rewrites}. Then {self.ready.share:.1%} run "
+                f"sparse, at {self.ready.speed:.1f} x the speed of the dense file by estimate."
+            )
         if self.change:
-            lines.append(f"The smallest change that would help: {self.change}. Then {self.promised:.1%} would.")
+            left = "Left to you, the smallest change that would help" if self.ready else "The smallest change that would help"
+            lines.append(f"{left}: {self.change}. Then {self.promised:.1%} would.")
         return lines
 
 

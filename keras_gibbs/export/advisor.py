@@ -12,6 +12,8 @@ from keras_gibbs.export import tflite_file, xnnpack
 from keras_gibbs.export.advice import Advice
 from keras_gibbs.export.converter import convert, exportable
 from keras_gibbs.export.layouts import Change
+from keras_gibbs.export.rewrite import rewrite
+from keras_gibbs.structure.graph import has_graph
 
 # A non-zero weight costs a sparse kernel this many times what a weight costs a dense one: a MobileNet-like network whose 1x1 convolutions are 90 % zero ran
 # 3.3 x faster on an emulated ARM64 CPU.
@@ -43,14 +45,17 @@ _TEXTS = {
 
 
 def advise(model: keras.Model, *, full: bool = False) -> Advice:
-    """Say which layers of a model a phone's CPU runs sparse, which not and by which rule, and what would help.
+    """Say which layers of a model a phone's CPU runs sparse, which not and by which rule, what the exporter changes by itself, and what is left to do.
 
     The model is converted, and XNNPACK's rules are applied to the operators of the file: a 1x1 convolution runs sparse in float32 if it lies between a
     padded 3x3 stem with stride 2 and an average over height and width, if everything in between can work channels first, and if more than two thirds of
     the weights of the 1x1 convolutions there are zero. On x86 CPUs with AVX nothing runs sparse.
 
     Where such a part ends in something else, its sparse form must not be shipped: LiteRT 2.3.0 takes the wrong order of the data on ARM64. The advice then
-    has `fails`, and `export_tflite(encoding="auto")` writes no sparse form.
+    has `fails`, and `export_tflite(encoding="auto")` writes no sparse form of the network as it is.
+
+    What `sparse_ready` can rewrite exactly, `export_tflite` does by itself where it pays: the advice on that network is in `ready`, and `change` is what
+    remains to be done by hand.
 
     Args:
         model: A built Keras model, pruned, stripped or plain. It is not changed. Heights and widths of its input that are open count as 224.
@@ -72,11 +77,23 @@ def advise(model: keras.Model, *, full: bool = False) -> Advice:
     Reference: google/XNNPACK, src/subgraph.c, `xnn_check_nchw_compatibility` and `xnn_subgraph_rewrite_for_nchw`.
     """
     model = _sized(exportable(model))
+    advice = dataclasses.replace(advise_as_it_is(model), full=full)
+    if not has_graph(model):
+        return advice
+    rewritten, report = rewrite(model)
+    ready = advise_as_it_is(rewritten) if report.rows else advice
+    if not ready.share > advice.share:
+        return advice
+    return dataclasses.replace(advice, ready=ready, rewrites=report.summary(), change=ready.change, promised=ready.promised)
+
+
+def advise_as_it_is(model: keras.Model) -> Advice:
+    """`advise` for a model without wrappers, in sizes that are fixed, and without a thought for what could be rewritten."""
     with tempfile.TemporaryDirectory() as folder:
         [(_, content, problem)] = convert(model, Path(folder), ["dense"])
         if problem:
             raise problem
-        return dataclasses.replace(advise_file(model, tflite_file.read(content)), full=full)
+        return advise_file(model, tflite_file.read(content))
 
 
 def has_open_sizes(model: keras.Model) -> bool:

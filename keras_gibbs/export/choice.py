@@ -1,7 +1,7 @@
 """Which of the files that were built to write."""
 
 from keras_gibbs.export.advice import Advice
-from keras_gibbs.export.encodings import ENCODINGS
+from keras_gibbs.export.encodings import ENCODINGS, alike, rewritten
 
 LARGEST_DIFFERENCE = 0.05  # of the largest absolute value of the output
 ACCURACY_LOSS = 0.01
@@ -10,6 +10,7 @@ ACCURACY_LOSS = 0.01
 # activations as well. float16 weights are unpacked at load.
 _SPEEDS = {"float32": 1.0, "float16": 1.0, "int8": 2.0}
 _CALIBRATED_SPEED = 3.0
+SAME_SIZE = 1.02  # a file that is at most this much larger is as small
 FAST_ENOUGH = 1.5  # a sparse float32 form that is estimated this fast is taken before int8, because it changes no prediction
 
 
@@ -35,22 +36,39 @@ def choose(
     if encoding != "auto":
         why = _off(rows[0], accuracy)
         return rows[0], f"Written: {encoding}, as asked for.", [f"Beware: 'auto' would not write {encoding}, because {why}."] if why else []
-    obstacles = {row["encoding"]: _obstacle(row, accuracy, ready if ENCODINGS[row["encoding"]].rewritten else advice) for row in rows}
+    advices = _advices(rows, advice, ready)
+    obstacles = {row["encoding"]: _obstacle(row, accuracy, advices[row["encoding"]]) for row in rows}
     allowed = [row for row in rows if not obstacles[row["encoding"]]]
     notes = [f"Not chosen: {name}, because {why}." for name, why in obstacles.items() if why]
     if not allowed:
         raise RuntimeError(f"'auto' found no encoding to write. {' '.join(notes)} Nothing was written. Ask for one by name, such as encoding='dense'.")
     if prefer == "arm64":
         return *_fastest(allowed, advice, ready), notes
+    return *_smallest(allowed, prefer, advice, ready), notes
+
+
+def _smallest(rows, prefer, advice, ready):
+    """The smallest file; or that of the network as it is or rewritten, if it is as small and estimated to run faster."""
+    size, advices = f"{prefer}_bytes", _advices(rows, advice, ready)
+    least = min(rows, key=lambda row: row[size])
+    as_small = [row for row in rows if alike(row["encoding"], least["encoding"]) and row[size] <= SAME_SIZE * least[size]]
+    best = max(as_small, key=lambda row: speed(row["encoding"], advices[row["encoding"]]))
+    others = ", ".join(f"{row[size]:,} ({row['encoding']})" for row in rows if row is not best)
+    reason = f"the smallest by {prefer} size: {best[size]:,} bytes{f' against {others}' if others else ''}"
+    if best["encoding"] == rewritten(best["encoding"]):
+        reason += f"; {ready.share:.0%} of its multiply-adds run sparse on an ARM64 CPU (estimated speed: {ready.speed:.1f} x)"
+    return best, f"Written: {best['encoding']}, {reason}."
+
+
+def worth_rewriting(rows: list[dict], chosen: dict, prefer: str) -> str | None:
+    """The encoding of the rewritten network that would be as small as the file that was chosen, or None."""
     size = f"{prefer}_bytes"
-    best = min(allowed, key=lambda row: row[size])
-    others = ", ".join(f"{row[size]:,} ({row['encoding']})" for row in allowed if row is not best)
-    against = f" against {others}" if others else ""
-    return best, f"Written: {best['encoding']}, the smallest by {prefer} size: {best[size]:,} bytes{against}.", notes
+    sparse = [row for row in rows if rewritten(row["encoding"]) and row[size] <= chosen[size]]
+    return rewritten(min(sparse, key=lambda row: row[size])["encoding"]) if sparse else None
 
 
 def _fastest(rows, advice, ready):
-    advices = {row["encoding"]: ready if ENCODINGS[row["encoding"]].rewritten else advice for row in rows}
+    advices = _advices(rows, advice, ready)
     estimates = {name: speed(name, each) for name, each in advices.items()}
     figures = ", ".join(f"{name} {factor:.1f} x" for name, factor in estimates.items())
     exact = [row for row in rows if row["encoding"] in ("sparse_ready", "sparse") and estimates[row["encoding"]] >= FAST_ENOUGH]
@@ -64,11 +82,15 @@ def _fastest(rows, advice, ready):
     return best, f"Written: {best['encoding']}, the fastest on an ARM64 CPU by estimate ({figures}); {advice.share if advice else 0.0:.0%} would run sparse."
 
 
+def _advices(rows, advice, ready):
+    return {row["encoding"]: ready if ENCODINGS[row["encoding"]].rewritten else advice for row in rows}
+
+
 def speed(encoding: str, advice: Advice | None) -> float:
     """Estimated speed on an ARM64 CPU, as a multiple of the dense float32 file's."""
     form = ENCODINGS[encoding]
     if form.sparse and form.dtype != "int8":  # float16 weights take the same path
-        return advice.speed if advice.share else 0.8  # measured: 0.82 where the sparse path was not taken
+        return advice.speed if advice.share else 0.8  # measured: 0.82 to 1.01 where the sparse path was not taken
     return _CALIBRATED_SPEED if form.calibrated else _SPEEDS[form.dtype]
 
 

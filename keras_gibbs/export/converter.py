@@ -81,7 +81,7 @@ def _convert_here(model, folder, encodings, samples, names):
 
     try:
         with TRACING:
-            save_inference(model, folder / "saved", names)
+            _save(model, folder / "saved", names)
             conversion = Conversion(folder / "saved", lambda: calibration(model, names, samples))
     except Exception as error:
         yield from (problem(name, error) for name in encodings)
@@ -97,6 +97,13 @@ def _convert_here(model, folder, encodings, samples, names):
             yield problem(name, error)
             continue
         yield name, content, None
+
+
+def _save(model, folder, names):
+    try:
+        save_inference(model, folder, names, tracked=False)
+    except AssertionError:  # TensorFlow's word for tables that the function needs
+        save_inference(model, folder, names)
 
 
 def _convert_there(model, folder, encodings, samples):

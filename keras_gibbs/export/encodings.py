@@ -41,4 +41,17 @@ ENCODINGS = dict(
             "int8": Encoding("int8", calibrated=True),
         }
     )
-) | {"sparse_ready": Encoding(plain="dense", rewritten=True)}
+) | {
+    "sparse_ready": Encoding(plain="dense", rewritten=True),
+    "sparse_ready_float16": Encoding("float16", plain="float16", rewritten=True),
+}
+
+
+def rewritten(encoding: str) -> str | None:
+    """The encoding that stores the rewritten network as `encoding` stores the network as it is; None if there is none."""
+    return next((name for name, form in ENCODINGS.items() if form.rewritten and alike(name, encoding)), None)
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two encodings differ at most in the network that they store: as it is, or rewritten."""
+    return dataclasses.replace(ENCODINGS[one], rewritten=False) == dataclasses.replace(ENCODINGS[other], rewritten=False)

@@ -14,17 +14,23 @@ def input_names(model: keras.Model) -> list[str]:
     return [tensor.name for tensor in getattr(model, "inputs", None) or []]
 
 
-def save_inference(model: keras.Model, folder: Path, names: list[str]) -> None:
+def save_inference(model: keras.Model, folder: Path, names: list[str], tracked: bool = True) -> None:
     """Write a SavedModel whose only function, `serve`, is the model in inference: no augmentation, no dropout, the batch size as well if it is fixed.
 
     Args:
         model: A model without wrappers.
         folder: Where to write.
         names: From `input_names`, of this model or of the one that it was saved from.
+        tracked: Whether it holds whatever belongs to the model, lookup tables for example. Else only the variables that the function uses, which takes
+            half the time.
+
+    Raises:
+        AssertionError: The function needs something else than variables, and `tracked` is false.
     """
     with TRACING:
         archive = keras.export.ExportArchive()
-        archive.track(model)
+        if tracked:
+            archive.track(model)
         archive.add_endpoint("serve", lambda *inputs: model(*inputs, training=False), input_signature=_signature(model, names))
         archive.write_out(str(folder), verbose=False)
 

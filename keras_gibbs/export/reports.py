@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from keras_gibbs.export.advice import Advice
+from keras_gibbs.export.encodings import ENCODINGS
 from keras_gibbs.tables import render
 
 
@@ -49,8 +50,14 @@ class ExportReport:
             cells.append([name, *counts, runs, difference, accuracy])
         columns = [("encoding", "left"), *((heading, "right") for heading in headings)]
         accuracy = [] if self.accuracy is None else [f"Accuracy of the Keras model: {self.accuracy:.2%}."]
-        table = render(str(self.path), columns, cells, [self.reason, *accuracy, *self.notes, *(self.advice.sentences() if self.advice else [])])
+        table = render(str(self.path), columns, cells, [self.reason, *accuracy, *self.notes, *self._advice()])
         return "\n".join([table, *self._kernels()])
+
+    def _advice(self):
+        if self.advice is None:
+            return []
+        hint = ["`keras_gibbs.advise(model)` tells how much of that encoding='sparse_ready' does by itself."] if self.advice.change else []
+        return self.advice.sentences() + ([] if ENCODINGS[self.chosen["encoding"]].rewritten else hint)
 
     def _kernels(self):
         """The table of zeros in the file that was written, if the model has any."""

@@ -13,6 +13,7 @@ from keras_gibbs.structure.graph import has_graph
 from keras_gibbs.tables import render
 
 _EQUAL = 1e-4  # of the largest absolute value of an output: rounding
+_COMPARED = 2  # samples, where the batch is open
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +131,7 @@ def _difference(model, rewritten):
     from keras_gibbs.export import comparison, samples
 
     inputs = samples.random(model)
+    inputs = inputs if samples.static_batch(model) else [array[:_COMPARED] for array in inputs]
     packed = inputs[0] if isinstance(model, keras.Sequential) else tree.pack_sequence_as(model.input, inputs)
     outputs = [[ops.convert_to_numpy(each) for each in tree.flatten(each(packed, training=False))] for each in (rewritten, model)]
     return comparison.differences(*outputs)[1]

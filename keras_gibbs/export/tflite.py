@@ -11,16 +11,16 @@ import keras
 from keras_gibbs.arguments import require_path
 from keras_gibbs.export import samples
 from keras_gibbs.export.advisor import advise, advise_file, has_open_sizes
-from keras_gibbs.export.choice import choose
+from keras_gibbs.export.choice import choose, worth_rewriting
 from keras_gibbs.export.comparison import compare_on
 from keras_gibbs.export.converter import convert, exportable
-from keras_gibbs.export.encodings import ENCODINGS
+from keras_gibbs.export.encodings import ENCODINGS, alike
 from keras_gibbs.export.examination import Distrusted, Examiner
 from keras_gibbs.export.files import folder_beside, is_full
 from keras_gibbs.export.progress import Progress
 from keras_gibbs.export.reports import ExportReport
 from keras_gibbs.export.rewrite import rewrite
-from keras_gibbs.export.zeros import kernels_with_zeros
+from keras_gibbs.export.zeros import has_sparse_pointwise, kernels_with_zeros
 
 _PREFERENCES = ("raw", "gzip", "arm64")
 
@@ -60,12 +60,17 @@ def export_tflite(
             - `"int8"`: weights and activations in int8, inputs and outputs in float32; needs `representative_data`;
             - `"sparse"`, `"sparse_float16"`, `"sparse_dynamic_int8"`, `"sparse_int8"`: the same, with only the weights stored that are not zero. LiteRT
               2.3.0 does not run the int8 ones on XNNPACK (it does on its slow kernels); the report says so;
-            - `"sparse_ready"`: `"sparse"` of the network as `sparse_ready` rewrites it, with the same predictions, so that an ARM64 CPU runs it sparse;
+            - `"sparse_ready"`, `"sparse_ready_float16"`: `"sparse"` and `"sparse_float16"` of the network as `sparse_ready` rewrites it, with the same
+              predictions, so that an ARM64 CPU runs it sparse;
             - `"auto"`.
-        prefer: What is best to `"auto"`: the fewest `"raw"` bytes, the fewest bytes after `"gzip"`, as an app package stores it, or the form that runs
-            fastest on a phone's CPU, `"arm64"`: sparse float32, of the network as it is or as `sparse_ready` rewrites it, if XNNPACK runs so much of it
-            sparse that it is estimated 1.5 x as fast as dense or faster, else int8 (3 x), dynamic int8 (2 x), sparse or dense, by what is there and the
-            estimates.
+        prefer: What is best to `"auto"`:
+
+            - `"raw"`: the fewest bytes;
+            - `"gzip"`: the fewest bytes after `gzip`, as an app package stores it. Of the network as it is and as `sparse_ready` rewrites it, which take the
+              same bytes, either takes the one that is estimated to run faster; int8 forms gain nothing by rewriting, for XNNPACK runs nothing sparse in int8;
+            - `"arm64"`: the form that runs fastest on a phone's CPU: sparse float32, of the network as it is or as `sparse_ready` rewrites it, if XNNPACK
+              runs so much of it sparse that it is estimated 1.5 x as fast as dense or faster, else int8 (3 x), dynamic int8 (2 x), sparse or dense, by
+              what is there and the estimates.
         representative_data: Inputs that activations are measured on for int8, of any number; the first 500 samples count. An array; a dict, list or
             tuple of arrays for several inputs; or an iterable of batches of these, as `fit` takes them, with or without labels.
         data: `(x, y)` to compare on and to measure the accuracy of the file: x as for `predict`, y integer labels or one-hot. A model
@@ -103,9 +108,16 @@ def export_tflite(
         maker.make(work, wanted)
         if not maker.rows:
             raise maker.problems[0]
-        rows, dropped = _without_larger_sparse_forms(maker.rows, prefer)
         advice, failure = _advice(model, maker.graphs) if maker.graphs else (maker.ready, [])
-        chosen, reason, excluded = choose(rows, encoding, prefer, comparison.accuracy, advice, maker.ready)
+
+        def pick():
+            rows, dropped = _without_larger_sparse_forms(maker.rows, prefer)
+            return rows, dropped, *choose(rows, encoding, prefer, comparison.accuracy, advice, maker.ready)
+
+        rows, dropped, chosen, reason, excluded = pick()
+        if encoding == "auto" and prefer != "arm64" and has_sparse_pointwise(model) and (name := worth_rewriting(rows, chosen, prefer)):
+            maker.rewritten(work, name, asked=False)
+            rows, dropped, chosen, reason, excluded = pick()
         chosen["chosen"] = True
         new = work / path.name
         new.write_bytes(maker.contents[chosen["encoding"]])
@@ -134,23 +146,30 @@ class _Maker:
         self._model, self._comparison, self._calibration, self._progress = model, comparison, calibration, progress
 
     def make(self, work, wanted):
+        """The files in the encodings that are wanted."""
         plain = [ENCODINGS[name].plain for name in wanted]
         as_it_is = [name for name in ENCODINGS if name in wanted + plain and not ENCODINGS[name].rewritten]
         if any(not ENCODINGS[name].rewritten for name in wanted):
             self.graphs = self._files(self._model, work, as_it_is, wanted).graphs
         for name in (name for name in wanted if ENCODINGS[name].rewritten):
-            try:
-                rewritten, report = rewrite(self._model)
-            except ValueError as error:
-                self._leave_out(name, error)
-                continue
-            if not report.rows:
-                self._leave_out(name, RuntimeError(" ".join(["Nothing in the network can be rewritten.", *report.why()])))
-                continue
-            graphs = self._files(rewritten, work / "ready", ["dense", "sparse"], ["sparse"], {"sparse": name}).graphs
-            if "dense" in graphs:
-                self.ready = _advice(rewritten, graphs)[0]
-                self.notes.append(f"Rewritten in the {name} file: {report.summary()}.")
+            self.rewritten(work, name)
+
+    def rewritten(self, work, name, asked=True):
+        """The file of the rewritten network in the encoding `name`; where there is none, and it was not asked for, not a word."""
+        try:
+            rewritten, report = rewrite(self._model)
+            problem = None if report.rows else RuntimeError(" ".join(["Nothing in the network can be rewritten.", *report.why()]))
+        except ValueError as error:
+            problem = error
+        if problem is not None:
+            if asked:
+                self._leave_out(name, problem)
+            return
+        stored = next(each for each in ENCODINGS if alike(each, name))
+        graphs = self._files(rewritten, work / "ready", [ENCODINGS[name].plain, stored], [stored], {stored: name}).graphs
+        if graphs:
+            self.ready = _advice(rewritten, graphs)[0]
+            self.notes.append(f"Rewritten in the {name} file: {report.summary()}.")
 
     def _files(self, model, work, names, wanted, rename=None):
         """Convert a model to files and examine them; those not `wanted` are there to compare with."""
@@ -194,10 +213,12 @@ def _advice(model, graphs):
 def _that_apply(model, calibration, prefer):
     zeros = bool(kernels_with_zeros(model))
 
-    def applies(form):
-        return (zeros or not form.sparse) and (calibration is not None or not form.calibrated) and (prefer == "arm64" or not form.rewritten)
+    def applies(name, form):
+        if form.rewritten:
+            return zeros and prefer == "arm64" and name == "sparse_ready"  # where size decides, `choice.worth_rewriting` tells later
+        return (zeros or not form.sparse) and (calibration is not None or not form.calibrated)
 
-    return [name for name, form in ENCODINGS.items() if applies(form)]
+    return [name for name, form in ENCODINGS.items() if applies(name, form)]
 
 
 def _without_larger_sparse_forms(rows, prefer):

@@ -57,6 +57,12 @@ def kernels_with_zeros(model: keras.Model) -> list[tuple[str, np.ndarray]]:
     return [(path, kernel) for path, kernel in values if not np.all(kernel)]
 
 
+def has_sparse_pointwise(model: keras.Model) -> bool:
+    """Whether a 1x1 convolution has so many zeros, more than two thirds, that a phone's CPU may run it sparse."""
+    pointwise = [kernel for _, kernel in kernels_with_zeros(model) if kernel.ndim == 4 and kernel.shape[:2] == (1, 1)]
+    return any(np.count_nonzero(kernel) * 3 < kernel.size for kernel in pointwise)
+
+
 def _by_size(model):
     """Size -> (path, kernel), most zeros first. Kernels of equal content count once: the file may store them once."""
     kernels = {}

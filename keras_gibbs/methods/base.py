@@ -62,6 +62,10 @@ class PruningMethod(Configuration):
         """The one deterministic mask that the state stands for, of inference, `strip_pruning` and every count. Like `sample`, without noise."""
         raise NotImplementedError
 
+    def is_due(self, before: float, after: float) -> bool:
+        """Whether `revise` may change anything as training comes from one progress, negative before the first, to another."""
+        return True
+
     def revise(self, weight: Tensor, state: Mapping[str, Tensor], progress: float, uniform) -> dict[str, Any]:
         """What changes outside of the training step, whenever the callback moves the schedules.
 

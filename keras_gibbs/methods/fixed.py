@@ -23,6 +23,7 @@ class Fixed(DiffersByWeight, PruningMethod):
         mask: Array of 0 and 1 in the weight's shape; for a whole model a dict from paths of weights, such as `"encoder/dense/kernel"`, or from layer names
             to such arrays (weights it does not name are kept); or None, which keeps every weight. The mask is saved with the weights, not with the
             configuration.
+        found_by: What found the mask, for `summary`: the method in a few words.
 
     Raises:
         ValueError: For a mask with other values than 0 and 1, or (when a layer is wrapped) of another shape than its weight; for a name that fits no
@@ -35,18 +36,22 @@ class Fixed(DiffersByWeight, PruningMethod):
     """
 
     mask: Any = dataclasses.field(default=None, compare=False, repr=False)
+    found_by: str = dataclasses.field(default="", kw_only=True)
 
     def __post_init__(self):
         for mask in self.mask.values() if isinstance(self.mask, dict) else [self.mask]:
             if mask is not None and not np.isin(np.asarray(mask), (0, 1)).all():
                 raise ValueError(f"`mask` holds 0 (removes) and 1 (keeps) only. Received: mask with values {np.unique(np.asarray(mask))[:5]}.")
 
+    def brief(self):
+        return self.found_by or super().brief()
+
     def get_config(self):
-        return {}
+        return {"found_by": self.found_by} if self.found_by else {}
 
     @classmethod
     def from_config(cls, config):
-        return cls()
+        return cls(**config)
 
     def check_weights(self, weights):
         if not isinstance(self.mask, dict):
@@ -61,7 +66,7 @@ class Fixed(DiffersByWeight, PruningMethod):
     def for_weight(self, weight):
         if not isinstance(self.mask, dict):
             return self
-        return Fixed(next((self.mask[name] for name in _names(weight) if name in self.mask), None))
+        return Fixed(next((self.mask[name] for name in _names(weight) if name in self.mask), None), found_by=self.found_by)
 
     def check(self, weight):
         if self.mask is not None and np.shape(self.mask) != weight.shape:

@@ -88,7 +88,7 @@ class ScoredMethod(FindsMasks, PruningMethod):
                 "`scope='shape'` or a lower sparsity.",
                 stacklevel=3,
             )
-        return Fixed(dict(zip([weight.path for weight in weights], masks, strict=True)))
+        return Fixed(dict(zip([weight.path for weight in weights], masks, strict=True)), found_by=self.brief())
 
     def _solved(self, model, weights, scores, seed):
         """The method with numbers in place of a budget, which shares out by the scores of the whole network."""

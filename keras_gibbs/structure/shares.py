@@ -39,6 +39,11 @@ class Shares:
         """Whether groups of different weights are compared by score and price."""
         return allocation.needs_scores(self.scope)
 
+    @property
+    def even_prices(self) -> list[float]:
+        """Prices that make no difference."""
+        return [1.0] * len(self.groups)
+
     def counts(self, share: float, prices: list[float]) -> list[int]:
         """One count a weight, at least 1; `prices` are what a group of each weight costs."""
         if self.scope == "layer":
@@ -64,7 +69,7 @@ def largest(shares: Shares, prices: list[float], cost: Cost, ceiling: float, tol
         prices: What a group of each weight costs.
         cost: From counts to what they cost.
         ceiling: The largest cost allowed.
-        tolerance: The search ends at a cost of at least `(1 - tolerance) * ceiling`; 0 ends where no group more fits of those that come next.
+        tolerance: The search ends at a cost of at least `(1 - tolerance) * ceiling`; 0 ends where hardly a group more fits.
     """
     low, high, counts, above = 0.0, 1.0, shares.counts(0.0, prices), shares.counts(1.0, prices)
     least, most, aim = cost(counts), cost(above), (1.0 - 0.5 * tolerance) * ceiling
@@ -82,7 +87,9 @@ def largest(shares: Shares, prices: list[float], cost: Cost, ceiling: float, tol
         low, counts, least = middle, found, spent
         if tolerance and spent >= (1.0 - tolerance) * ceiling:
             return counts
-    return _filled(counts, above, cost, ceiling)
+    counts = _filled(counts, above, cost, ceiling)
+    more = [min(count + 1, whole) for count, whole in zip(counts, shares.groups, strict=True)]
+    return counts if tolerance else _filled(counts, more, cost, ceiling)
 
 
 def _filled(counts, above, cost, ceiling):

@@ -6,6 +6,7 @@ import tf_keras
 
 from keras_gibbs.callbacks import Annealing
 from keras_gibbs.model import distribute
+from keras_gibbs.tfmot.optimizers import clear_slots
 from keras_gibbs.tfmot.wrapper import pruned_layers
 
 
@@ -103,6 +104,10 @@ class GibbsPruningCallback(Annealing, tf_keras.callbacks.Callback):
     def sparsity(self):
         weights = [weight.numpy() for layer in self._built() for weight in layer.prunable_weights]
         return 1.0 - sum(int((weight != 0).sum()) for weight in weights) / sum(weight.size for weight in weights)
+
+    def forget(self, model, variable, where):
+        if getattr(model, "optimizer", None) is not None:
+            clear_slots(model.optimizer, model.trainable_variables, variable, where)
 
     def distribute(self, model, layers=None, progress=None):
         distribute(model, self._built() if layers is None else layers, progress)

@@ -14,7 +14,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras import pruning_sch
 
 from keras_gibbs import layers
 from keras_gibbs.budget import budget_of
-from keras_gibbs.methods.traits import ObservesGradients, trains_weights
+from keras_gibbs.methods.traits import FindsMasks, ObservesGradients, trains_weights
 from keras_gibbs.numerics.noise import split
 from keras_gibbs.specs import add_variable, read
 from keras_gibbs.structure import graph
@@ -281,5 +281,11 @@ def check_method(method) -> None:
     layers.check_method(method)
     if budget_of(getattr(method, "sparsity", None)):
         raise ValueError(f"A budget is met by `keras_gibbs.prune`, for Keras 3 models. Received: method={method.brief()}. Give a number for tf_keras.")
+    if isinstance(method, FindsMasks):
+        name = type(method).__name__
+        raise ValueError(
+            f"{name} scores a whole Keras 3 model. Received: method={method.brief()} for tf_keras. Find the masks in the same network with "
+            f"`keras_gibbs.prune(model, {name}(...))`, and give them here as `Fixed({{layer: mask}})`."
+        )
     if isinstance(method, ObservesGradients) and method.observed:
         raise ValueError(f"The optimizers of tf_keras cannot hand a criterion its gradients: use it with Keras 3. Received: method={method.brief()}.")

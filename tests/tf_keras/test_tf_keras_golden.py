@@ -1,4 +1,4 @@
-"""tf_keras models that version 0.1.0 saved load, fold and strip as they did. Run by test_tfmot.py, in a process where TF-MOT may be imported."""
+"""tf_keras models that version 0.1.0 saved load, fold and strip as they did."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from golden.tfmot.readings import read
 
-FOLDER = Path(__file__).parent / "golden" / "tfmot"
+FOLDER = Path(__file__).parents[1] / "golden" / "tfmot"
 NAMES = sorted(path.name.removesuffix(".npz") for path in FOLDER.glob("*.npz"))
 
 

@@ -1,4 +1,4 @@
-"""Methods on tf_keras models, stripped by TF-MOT. Run by test_tfmot.py, in a process where TF-MOT may be imported."""
+"""Methods on tf_keras models, stripped by TF-MOT."""
 
 import dataclasses
 import importlib.util
@@ -35,6 +35,11 @@ METHODS = {
     "gumbel": kg.GumbelSoftmax(),
     "gumbel-weights": kg.GumbelSoftmax(train_weights=True, sparsity=0.5),
     "edge-popup": kg.EdgePopup(0.5),
+    "random": kg.Random(0.5),
+    "set": kg.SET(0.5, scope="layer", every=0.2),
+    "greg": kg.GReg(0.5, choose=0.3, remove=0.5),
+    "lamp": kg.Magnitude(0.5, scope="lamp"),
+    "blocks": kg.Magnitude(0.5, structure=kg.Block(2, 2)),
 }
 FROZEN = ("gumbel", "edge-popup")
 
@@ -85,6 +90,7 @@ def same(one, other):
     return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.few(tensorflow=["gibbs-kernel", "gibbs-recommended", "magnitude-global", "gumbel"])
 @pytest.mark.parametrize("name", METHODS)
 def test_strip_pruning_gives_the_plain_model_with_its_masks(name):
     model, method = network(), METHODS[name]
@@ -102,8 +108,10 @@ def test_strip_pruning_gives_the_plain_model_with_its_masks(name):
     assert history["sparsity"][-1] == pytest.approx(sum(found[: len(dense)]) / sum(kernel.size for kernel in kernels(final)[: len(dense)]))
     if name == "gibbs-filter":
         assert found == [72, 24, 0]  # half of 8 and three of 5 filters; the classifier keeps its units
-    elif name == "magnitude-global":
+    elif name in ("magnitude-global", "lamp"):
         assert sum(found) == 100  # of 199
+    elif name == "blocks":
+        assert found == [72, 18, 10]  # smaller blocks at the edges of 8x5 and 5x3
     elif name == "gibbs-recommended":
         assert found == [97, 2, 0]  # the classifier would keep more than all; the others keep the rest in the ratio of 16 to 13
     elif name != "gumbel":
@@ -119,11 +127,49 @@ def test_strip_pruning_gives_the_plain_model_with_its_masks(name):
         assert not np.allclose(final.get_layer("norm").moving_mean, 0.0)
 
 
+@pytest.mark.parametrize("optimizer", [tf_keras.optimizers.Adam(0.1), tf_keras.optimizers.legacy.SGD(0.1, momentum=0.9)], ids=["adam", "legacy"])
+def test_the_optimizer_forgets_grown_weights(optimizer):
+    pruned = compiled(kg_tfmot.prune(network(), kg.SET(0.5, fraction=0.5, every=0.2), seed=1), optimizer)
+    forgotten = []
+
+    class Watched(GibbsPruningCallback):
+        def forget(self, model, variable, where):
+            super().forget(model, variable, where)
+            slots = [slot for slot in slots_of(model.optimizer) if slot.shape == variable.shape and not np.array_equal(slot, variable)]
+            forgotten.append((where.sum(), [np.abs(slot.numpy()[where]).sum() for slot in slots], [np.abs(slot.numpy()[~where]).sum() for slot in slots]))
+
+    fit(pruned, Watched(update_freq="batch"), epochs=3)
+    grown = [entry for entry in forgotten if entry[0]]
+    assert grown and all(sum(at) == 0 for _, at, _ in grown) and any(sum(elsewhere) > 0 for *_, elsewhere in grown)
+
+
+def slots_of(optimizer):
+    return optimizer.variables() if callable(optimizer.variables) else optimizer.variables
+
+
+@pytest.mark.parametrize(
+    "method, message",
+    [
+        (kg.SNIP(0.5), "scores a whole Keras 3 model"),
+        (kg.SynFlow(0.5), "scores a whole Keras 3 model"),
+        (kg.RigL(0.5), "cannot hand"),
+        (kg.Magnitude(kg.Budget(params=0.5)), "A budget is met by"),
+    ],
+)
+def test_what_needs_keras_3_is_refused(method, message):
+    model = network()
+    with pytest.raises(ValueError, match=message):
+        kg_tfmot.prune(model, method)
+    with pytest.raises(ValueError, match=message):
+        kg_tfmot.Pruned(layers.Dense(3), method=method)
+
+
 def plain(model, layer):
     weights = model.get_layer(layer).get_weights()
     return weights[:2] if layer == "norm" else weights[-1:]
 
 
+@pytest.mark.few(tensorflow=["gibbs-h5"])
 @pytest.mark.parametrize("name, suffix", [("gibbs", "h5"), ("gumbel", "keras")])
 def test_a_checkpoint_strips_and_resumes_bit_for_bit(name, suffix, tmp_path):
     checkpoint = tf_keras.callbacks.ModelCheckpoint(f"{tmp_path}/{{epoch}}.{suffix}")
@@ -187,6 +233,7 @@ def test_a_mask_of_ones_trains_like_the_dense_model():
     assert losses[0] == losses[1]
 
 
+@pytest.mark.few(tensorflow=["best"])
 @pytest.mark.parametrize("options", [{"save_weights_only": True}, {"save_best_only": True, "monitor": "sparsity", "mode": "max"}], ids=["weights", "best"])
 def test_checkpoints_of_weights_and_of_the_best_epoch_hold_the_masks(options, tmp_path):
     path = f"{tmp_path}/model.h5"
@@ -310,16 +357,16 @@ def test_every_weight_of_a_layer_has_masks_of_its_own(tmp_path):
     assert len({tuple(key) for key in draws}) == 7
 
 
-def test_masks_fall_along_the_filters_of_an_attention_head():
+def test_filters_leave_out_attention_and_name_it():
     inputs = tf_keras.Input((3, 4))
-    model = tf_keras.Model(inputs, layers.Dense(2)(layers.MultiHeadAttention(2, 3, name="attention")(inputs, value=inputs)))
-    pruned = kg_tfmot.prune(model, kg.Gibbs(0.5, structure=kg.Filter(), hamiltonian=kg.Independent()))
-    with pytest.warns(UserWarning, match="not come to their end"):
-        kg_tfmot.fold(pruned)
-    *inner, output = pruned.get_layer("prune_low_magnitude_attention").prunable_weights
-    for weight in inner:  # (inputs, heads, size): a group is all that one entry of one head reads
-        assert np.isin((weight.numpy() != 0).sum(axis=0), (0, 4)).all() and (weight.numpy() == 0).mean() == 0.5
-    assert np.isin((output.numpy() != 0).sum(axis=(0, 1)), (0, 6)).all()
+    x = layers.MultiHeadAttention(2, 3, name="attention")(layers.Dense(4, name="before")(inputs), value=inputs)
+    model = tf_keras.Model(inputs, layers.Dense(2)(layers.Dense(6, name="after")(x)))
+    method = kg.Magnitude(0.5, structure=kg.Filter())
+    with pytest.warns(UserWarning, match="1 layers stay dense.*attention/query/kernel.*tied"):
+        pruned = kg_tfmot.prune(model, method)
+    assert [layer.layer.name for layer in pruned_layers(pruned)] == ["before", "after"]
+    with pytest.raises(ValueError, match="attention/query/kernel.*tied"):
+        kg_tfmot.prune(model, method, where="attention")
 
 
 def test_nested_models_and_shared_layers(tmp_path):
@@ -509,6 +556,7 @@ class Features(kg.objectives.Objective):
         return 0.0 * context.logits[:, 0, 0]
 
 
+@pytest.mark.few(tensorflow=["biased-13-objective1"])
 @pytest.mark.parametrize("build, units, objective", [(nested, 16, kg.MarginEnergy()), (biased, 13, kg.MarginEnergy() + Features())])
 def test_scoring_changes_the_search_only(build, units, objective):
     model = kg_tfmot.prune(build(), kg.EDropout(4, reevaluate_parents=True, objective=objective), seed=1)
@@ -535,6 +583,7 @@ def test_energies_are_those_of_the_candidates_by_themselves(softmax):
         assert energy == pytest.approx((scores.max(axis=1) - right).mean(), abs=1e-5)
 
 
+@pytest.mark.few(tensorflow=["h5"])
 @pytest.mark.parametrize("suffix", ["h5", "keras"])
 def test_a_search_goes_on_after_loading(suffix, tmp_path):
     checkpoint = tf_keras.callbacks.ModelCheckpoint(f"{tmp_path}/{{epoch}}.{suffix}")

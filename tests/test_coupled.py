@@ -222,6 +222,16 @@ def test_ranks_are_those_of_float32_under_mixed_precision():
     np.testing.assert_array_equal(ops.convert_to_numpy(layer.masked_weights[0].state["decision"]).reshape(-1), [0, 0, 1, 1])
 
 
+@symbolic
+def test_statistics_are_set_anew_in_the_pruned_model_as_in_the_stripped_one():
+    x, _ = data()
+    pruned = kg.prune(randomize(everything()), kg.Magnitude(0.5, structure=COUPLED))
+    stripped = kg.recalibrate(kg.strip_pruning(pruned), x)
+    kg.recalibrate(pruned, x)
+    assert_close(outputs_of(pruned, x), outputs_of(stripped, x))
+    np.testing.assert_array_equal(outputs_of(kg.strip_pruning(pruned), x), outputs_of(pruned, x))
+
+
 def attention(kind, **options):
     inputs = keras.Input((5, 8))
     layer = layers.MultiHeadAttention(4, 3, name="attention") if kind == "multi" else layers.GroupQueryAttention(3, 8, 4, name="attention")

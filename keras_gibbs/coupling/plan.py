@@ -103,11 +103,12 @@ def plan(model: keras.Model, selected: Callable[[str, Any], bool], of_heads: boo
     leaves = {id(variable): leaf for leaf in graph.leaves(model) for variable in leaf.weights}
     leaf_paths = {id(layer): path for path, layer in graph.named_walk(model)}
     paths, groups = variable_paths(model), channel_groups(model)
+    owners = {id(variable): part for part in graph.walk(model) for variable in part.weights}  # the innermost layer, which comes last
     skipped = _why_kept(model, groups, paths, of_heads)
     layers, places = {}, {}
     for path, group in _removable(groups, paths, of_heads).items():
         makers = group.of_role("produces")
-        if reason := _why_not_selected(makers, paths, selected):
+        if reason := _why_not_selected(makers, paths, owners, selected):
             skipped |= {paths[id(member.variable)]: reason for member in makers}
             continue
         for member in makers + group.of_role("follows"):
@@ -117,7 +118,7 @@ def plan(model: keras.Model, selected: Callable[[str, Any], bool], of_heads: boo
         first = makers[0]
         places_of = [(member.variable, Places(tuple(member.variable.shape), member.axis, member.indices)) for member in makers]
         layout = coupled_layout(tuple(each.rows for _, each in places_of))
-        weight = CoupledPrunable(path, first.layer, first.variable.name, first.variable, layout, group.size, tuple(places_of))
+        weight = CoupledPrunable(path, owners[id(first.variable)], first.variable.name, first.variable, layout, group.size, tuple(places_of))
         _plan_of(layers, leaves[id(first.variable)], leaf_paths).owned.append(weight)
     for member, groups in places.values():
         leaf = leaves[id(member.variable)]
@@ -168,8 +169,9 @@ def _why_kept(model, groups, paths, of_heads):
     return reasons
 
 
-def _why_not_selected(makers, paths, selected):
-    left = [paths[id(member.variable)] for member in makers if not selected(paths[id(member.variable)], member.layer)]
+def _why_not_selected(makers, paths, owners, selected):
+    variables = [id(member.variable) for member in makers]
+    left = [paths[variable] for variable in variables if not selected(paths[variable], owners[variable])]
     if not left:
         return None
     return NOT_SELECTED if len(left) == len(makers) else f"its channels are also those of {left[0]!r}, which `where` leaves out"

@@ -70,6 +70,7 @@ from keras_gibbs.structure.allocation import Table as Table
 from keras_gibbs.structure.contests import Block as Block
 from keras_gibbs.structure.contests import NofM as NofM
 from keras_gibbs.structure.groups import Filter as Filter
+from keras_gibbs.structure.groups import Head as Head
 from keras_gibbs.structure.groups import Kernel as Kernel
 from keras_gibbs.structure.groups import Structure as Structure
 from keras_gibbs.structure.groups import Unstructured as Unstructured

@@ -131,7 +131,7 @@ def _couple(model, method, where) -> Plan:
     """How the channels of a model are pruned; raises where none can be."""
     check_coupled(model, method)
     selected = selector(where)
-    coupling = plan(model, selected)
+    coupling = plan(model, selected, method.structure.of_heads)
     for weight in coupling.weights:
         method.check(weight)
     if not coupling.weights:

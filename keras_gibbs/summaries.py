@@ -69,8 +69,8 @@ def summary(model) -> Summary:
     progress = {id(masked): layer.progress for layer in wrappers for masked in layer.members}
     methods = list(dict.fromkeys(layer.method for layer in wrappers))
     outputs = protected(model, methods)
-    coupled = any(method.structure.coupled for method in methods) and graph.has_graph(model)
-    channels = why_kept(model) if coupled else None
+    coupled = next((method.structure for method in methods if method.structure.coupled), None) if graph.has_graph(model) else None
+    channels = why_kept(model, coupled.of_heads) if coupled else None
     rows = []
     used = {weight.path: (weight, kept, own) for weight, kept, own in counted_weights(model)}
     for path, layer in graph.named_walk(model, "" if isinstance(model, keras.Model) else graph.unwrapped(model).name):

@@ -90,7 +90,7 @@ def same(one, other):
     return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.few(tensorflow=["gibbs-kernel", "gibbs-recommended", "magnitude-global", "gumbel"])
+@pytest.mark.few(tensorflow=["gibbs-kernel", "gibbs-recommended", "magnitude-global", "gumbel", "set"])
 @pytest.mark.parametrize("name", METHODS)
 def test_strip_pruning_gives_the_plain_model_with_its_masks(name):
     model, method = network(), METHODS[name]

@@ -21,9 +21,11 @@ class Budget(Configuration):
     `tflite_bytes`), and puts these numbers in place of the budget: the method that is saved with the model has a `Table` of sparsities.
 
     How the weights share is the method's `scope`. `"layer"` finds one sparsity for all, `"shape"` (ERK) one density of the network. `"global"` and `"lamp"`
-    keep the groups of the largest score by their price, what the budget gains without them: the Lagrangian of the sum of scores. With `cost` the price of a
-    layer is measured, and then changed at random (by the `seed` of `prune`) for as long as a few trials find a larger sum of scores at the same cost. Scores
-    are those of the moment of `prune`.
+    keep the groups of the largest score by their price, what the budget gains without them: the Lagrangian of the sum of scores. With `cost`, and where
+    channels are coupled, the price of a layer is measured, and then changed at random (by the `seed` of `prune`) for as long as a few trials find a larger
+    sum of scores at the same cost. Scores are those of the moment of `prune`.
+
+    With `Filter(coupled=True)` it is the model that `shrink` makes which costs no more; with other structures zeros do not count, wherever they are.
 
     Exactly one measure is given:
 

@@ -77,6 +77,7 @@ def test_per_epoch_progress_stands_still_within_an_epoch_and_is_one_at_the_end()
     assert state(model, "beta") == pytest.approx([1e4, 1e4])
 
 
+@pytest.mark.once
 def test_per_batch_progress_counts_every_batch():
     model = tiny()
     seen, _ = fit(model, kg.GibbsPruningCallback("batch"), epochs=3)

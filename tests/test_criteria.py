@@ -61,6 +61,7 @@ def test_curvature_is_a_running_mean_of_squared_gradients_of_removed_weights_too
         assert curvature(layer) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.once
 def test_the_weights_get_the_gradient_of_the_masked_model():
     """A criterion that observes changes nothing but what it observes."""
     plain, observing = (compiled(kg.prune(network(), kg.Magnitude(0.5, criterion=criterion), seed=0)) for criterion in (kg.SquaredWeight(), Watching()))
@@ -100,6 +101,7 @@ def test_curvature_under_mixed_precision(policy):
     assert history["sparsity"][-1] == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.once
 def test_gradient_accumulation_keeps_a_curvature():
     model = compiled(kg.prune(network(), kg.Magnitude(0.5, criterion=kg.CurvatureEnergy()), seed=0), keras.optimizers.Adam(gradient_accumulation_steps=2))
     fit(model, batch_size=16)

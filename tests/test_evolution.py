@@ -25,6 +25,7 @@ def propose(population, rule, counter=0, key=1):
     return evolution.propose(population, rule, 0.9, 0.9, Uniform(key, counter))
 
 
+@pytest.mark.once
 def test_parents_are_three_others_all_different():
     for size in (4, 5, 16):
         for counter in range(30):
@@ -176,6 +177,7 @@ def test_a_budget_that_makes_no_sense_is_refused(arguments):
         kg.KeepPenalty(**arguments)
 
 
+@pytest.mark.once
 def test_the_couplings_of_ipruning_are_those_of_the_formula():
     kernel = np.random.default_rng(0).normal(size=(3, 4, 2)).astype("float32")
     mean, variance = kernel.reshape(12, 2).mean(0), kernel.reshape(12, 2).var(0) + ising.SMALL
@@ -191,6 +193,7 @@ def test_the_couplings_of_ipruning_are_those_of_the_formula():
     np.testing.assert_allclose(numpy(ising.entropy(maps)), [0.0, 1.0], atol=1e-2)
 
 
+@pytest.mark.once
 def test_the_ising_energy_is_the_quadratic_form():
     rng = np.random.default_rng(0)
     kernels = {

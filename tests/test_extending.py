@@ -1,6 +1,8 @@
 """What a user adds in one class, without a change elsewhere: a dynamic method, a structure, a layer."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -48,6 +50,7 @@ class Revisions(keras.callbacks.Callback):
         self.masks.append((numpy(layer.mask()), numpy(layer.layer.kernel).copy()))
 
 
+@pytest.mark.once
 def test_a_method_that_drops_and_grows_needs_no_hook_beside_revise(tmp_path):
     model = keras.Sequential([keras.Input((6,)), layers.Dense(10, activation="relu"), layers.Dense(2)])
     pruned = kg.prune(randomize(model), DropAndGrow(), seed=0)
@@ -110,6 +113,7 @@ class Bilinear(layers.Layer):
         return {**super().get_config(), "units": self.units}
 
 
+@pytest.mark.once
 def test_a_layer_of_ones_own_names_its_weights(tmp_path):
     model = keras.Sequential([keras.Input((6,)), Bilinear(5, name="mixed"), layers.Dense(2, name="head")])
     pruned = kg.prune(model, kg.Magnitude(0.5), seed=0)
@@ -146,3 +150,24 @@ def test_nested_layers_of_one_name_are_kept_apart(tmp_path):
     stripped = kg.strip_pruning(pruned)
     assert [row["path"] for row in kg.summary(stripped).rows] == [row["path"] for row in kg.summary(pruned).rows]
     assert kg.sparsity(pruned, where="^first/") == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_the_examples_of_the_survey_run():
+    text = (Path(__file__).parent.parent / "docs" / "survey.md").read_text()
+    budget, method, score = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert all(len(re.search(r"@keras.*?\n\n\n", example, re.DOTALL)[0].split("\n")) <= 15 for example in (method, score))
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6, 6, 2)), layers.Conv2D(4, 3, name="conv"), layers.Flatten(), layers.Dense(3, name="top")])
+    rng = np.random.default_rng(0)
+    names = {"model": model, "x": rng.normal(size=(10, 6, 6, 2)), "y": rng.normal(size=(10, 3))}
+    exec(budget, names)
+    assert len(kg.pruned_layers(names["pruned"])[0].method.scope.sparsities) == 2
+    exec(method, names)
+    pruned = kg.prune(model, names["Positive"](kg.Budget(params=0.5), scope="global"))
+    assert 0.5 * model.count_params() - 1 <= sum(row["kept"] for row in kg.summary(pruned).rows) + 7 <= 0.5 * model.count_params()
+    for layer in kg.pruned_layers(pruned):
+        worth, mask = np.maximum(numpy(layer.masked_weights[0].value()), 0.0), numpy(layer.mask())
+        assert worth[mask > 0].min() >= worth[mask == 0].max()
+    exec(score, names)
+    kernels = [ops.convert_to_tensor(layer.kernel) for layer in (model.get_layer("conv"), model.get_layer("top"))]
+    assert sum(numpy(layer.mask()).sum() for layer in kg.pruned_layers(names["pruned"])) == pytest.approx(0.1 * sum(np.size(k) for k in kernels), abs=0.5)

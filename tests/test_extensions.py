@@ -4,6 +4,7 @@ import dataclasses
 
 import keras
 import numpy as np
+import pytest
 from cases import numpy
 from keras import ops
 
@@ -45,6 +46,7 @@ class Scaled(keras.layers.Layer):
         return [self.matrix]
 
 
+@pytest.mark.once
 def test_a_method_a_score_and_a_layer_of_ones_own(tmp_path):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((6,)), Scaled(name="mine"), keras.layers.Dense(2, name="dense")])

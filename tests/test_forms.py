@@ -130,6 +130,7 @@ class Wrapped(keras.Model):
         return x
 
 
+@pytest.mark.once
 def test_the_constructor_form_trains_and_strips_to_its_class():
     model = Wrapped()
     x = np.random.default_rng(0).normal(size=(8, 3, 4)).astype("float32")

@@ -364,6 +364,7 @@ def test_the_reference_convention_is_the_canonical_one_at_twice_the_beta():
     np.testing.assert_array_equal(samples(wrapped(kernel, canonical), 5), samples(wrapped(kernel, reference), 5))
 
 
+@pytest.mark.once
 def test_a_fourth_hamiltonian_is_saved_and_loaded_with_the_model(tmp_path):
     method = kg.Gibbs(0.5, structure=kg.Kernel(), hamiltonian=Chain(c=0.2), beta=kg.Linear(0.5, 2.0))
     model = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Conv2D(4, 3), keras.layers.Flatten(), keras.layers.Dense(2)])

@@ -41,6 +41,7 @@ def test_the_penalty_is_in_the_gradient_of_what_is_to_go_alone(structure, choose
     np.testing.assert_allclose(gradients(layer, X)[layer.layer.kernel.path], under, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.once
 def test_weights_that_are_to_go_shrink_and_then_go():
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.Input((10,)), layers.Dense(16, "tanh", name="one"), layers.Dense(3, name="two")])

@@ -250,6 +250,7 @@ def test_a_rate_multiplies_the_step_of_sgd_momentum_and_adam_alike():
         assert np.allclose(numpy(multiplied(scaled.value, 10.0)), numpy(plain), rtol=1e-5)
 
 
+@pytest.mark.once
 def test_the_target_is_met_exactly_and_the_logits_go_there():
     pruned = compiled(kg.prune(convnet(), kg.GumbelSoftmax(train_weights=True, sparsity=0.9, penalty_weight=1.0), seed=0))
     history = pruned.fit(*data(), epochs=25, verbose=0, callbacks=[kg.GibbsPruningCallback()])

@@ -192,6 +192,7 @@ def test_removed_weights_get_no_gradient(name):
         assert (found[path][mask == 0] == 0).all() and (found[path][mask == 1] != 0).any()
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:Only")
 def test_filters_leave_out_what_is_tied_and_name_it():
     inputs = keras.Input(SEQUENCE)

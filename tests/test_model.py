@@ -222,6 +222,7 @@ def test_stripping_gives_the_model_back_with_the_pruned_predictions(make):
     assert not any(np.signbit(zero).any() for zero in zeros)  # a zero of minus sign would compress badly
 
 
+@pytest.mark.few(jax=["recurrent"])
 @every_saved_model
 def test_a_saved_pruned_model_strips_to_the_same_predictions(make, tmp_path):
     model = made(make)

@@ -214,6 +214,7 @@ def test_networks_as_keras_has_them_run_sparse(make):
     assert {layer.name for layer in model.layers if isinstance(layer, layers.DepthwiseConv2D)} <= {layer.name for layer in ready.layers}
 
 
+@pytest.mark.once
 def test_a_rewritten_network_is_saved_pruned_and_trained(tmp_path):
     inner = keras.Sequential([keras.Input((8, 8, 8)), layers.ZeroPadding2D(((0, 1), (0, 1))), layers.DepthwiseConv2D(3, strides=2)])
     inputs = keras.Input((16, 16, 3))

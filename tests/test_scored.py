@@ -157,6 +157,7 @@ def test_synflow_reaches_beyond_the_range_of_float32_and_agrees_with_numpy():
     assert abs(kg.sparsity(kg.prune(model, kg.SynFlow(0.5, steps=3))) - 0.5) < 1e-9
 
 
+@pytest.mark.once
 def test_synflow_sees_through_softmax_and_relu6():
     def network(last, activation):
         keras.utils.set_random_seed(1)

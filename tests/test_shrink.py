@@ -97,6 +97,7 @@ def test_filters_are_kept_to_round_up(round_to, filters):
         np.testing.assert_array_equal(small.layers[0].get_weights()[0], kernel[..., [2, 3, 4, *range(7, 20)]])
 
 
+@pytest.mark.once
 def test_a_pruned_model_is_stripped_first():
     parts = [layers.Conv2D(8, 3, activation="relu"), layers.Conv2D(6, 3), layers.Flatten(), layers.Dense(3)]
     model = randomize(keras.Sequential([keras.Input((8, 8, 1)), *parts]))

@@ -176,6 +176,7 @@ def test_many_to_choose_from_are_ranked_as_a_few():
         assert np.array_equal(mask[40 * run : 40 * run + 40, unit], expected)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("method", [kg.Gibbs, kg.Magnitude])
 def test_a_schedule_ends_at_n_of_m_and_rounds_in_every_run(method):
     layer = LAYERS["conv2d"].built()

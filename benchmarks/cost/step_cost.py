@@ -100,6 +100,15 @@ def case_resnet(rounds):
     return training("ResNet-20 step", lambda: networks.resnet(20), networks.prunable, methods(), 2, rounds)
 
 
+def case_coupled(rounds):
+    """Channels of the whole network, in place of single filters."""
+    import keras_gibbs as kg
+
+    structure = kg.Filter(coupled=True)
+    variants = {"Magnitude coupled": (kg.Magnitude(0.5, structure=structure), 1.08), "Gibbs coupled": (kg.Gibbs(0.5, structure=structure), 1.08)}
+    return training("ResNet-20 step", lambda: networks.resnet(20), None, variants, 2, rounds)
+
+
 def case_mlp(rounds):
 
     import keras_gibbs as kg
@@ -331,6 +340,7 @@ def tfmot_child(rounds):
 
 CASES = {
     "resnet": (case_resnet, 12),
+    "coupled": (case_coupled, 12),
     "mlp": (case_mlp, 20),
     "search": (case_search, 12),
     "evaluate": (case_evaluate, 20),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from keras import ops
 
+from keras_gibbs.budget import Budget
 from keras_gibbs.methods.base import PruningMethod, check_sparsity, check_structure
 from keras_gibbs.methods.ranked import mean_over_groups
 from keras_gibbs.methods.traits import SharesCounts
@@ -27,7 +28,7 @@ class DynamicMethod(SharesCounts, PruningMethod):
     as it was. A subclass says in `growth` which groups grow.
 
     Attributes:
-        sparsity: Fraction of the groups that is removed at every moment, a number in [0, 1).
+        sparsity: Fraction of the groups that is removed at every moment, a number in [0, 1), or a `Budget`.
         structure: `Unstructured()`, `Kernel()` or `Filter()`; groups are dropped by the mean square of their weights.
         scope: `"shape"` (ERK) keeps small kernels denser; `"layer"` removes the same fraction in every layer, a `Table` what it says.
         fraction: How many of the kept groups the first update moves, in (0, 1]; it falls to 0 at `end` by a cosine.
@@ -36,7 +37,7 @@ class DynamicMethod(SharesCounts, PruningMethod):
         end: The progress of training from which the mask stays, in (0, 1].
     """
 
-    sparsity: float
+    sparsity: float | Budget
     structure: Structure = dataclasses.field(default=Unstructured(), kw_only=True)
     scope: str | Table = dataclasses.field(default="shape", kw_only=True)
     fraction: float = dataclasses.field(default=0.3, kw_only=True)

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from keras import ops
 
+from keras_gibbs.budget import Budget
 from keras_gibbs.configuration import register
 from keras_gibbs.methods.learned import LearnedMask, straight_through
 from keras_gibbs.methods.ranked import RankedMethod
@@ -19,7 +20,7 @@ class EdgePopup(LearnedMask):
     The gradient of the mask passes straight through to the scores, of removed groups too.
 
     Args:
-        sparsity: Fraction removed, in [0, 1), or a `Schedule`; exact.
+        sparsity: Fraction removed, in [0, 1), a `Schedule` of it, or a `Budget`; exact.
         structure, rescale, signed_constant, train_weights, logit_rate, scale_rate: As in `LearnedMask`.
 
     Example:
@@ -29,7 +30,7 @@ class EdgePopup(LearnedMask):
     Reference: Ramanujan et al. 2020, https://arxiv.org/abs/1911.13299; as coded in N0ciple/ASLP (strategies/edge-popup).
     """
 
-    sparsity: float | Schedule
+    sparsity: float | Schedule | Budget
     rescale: str | None = dataclasses.field(default=None, kw_only=True)
 
     def initial_logits(self, shape):

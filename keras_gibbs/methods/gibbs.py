@@ -34,7 +34,7 @@ class Gibbs(WeighingMethod):
     sample at test time in the unstructured mode and keep groups above the quantile in the others (gibbs_pruning.py:104-117).
 
     Args:
-        sparsity: Fraction of the groups of every layer that is removed, in [0, 1), or a `Schedule` of it. 0 keeps every weight at any temperature.
+        sparsity: Fraction of the groups of every layer that is removed, in [0, 1), a `Schedule` of it, or a `Budget`. 0 keeps every weight at any temperature.
         structure: `Unstructured()`, `Kernel()` or `Filter()`.
         criterion: The energy of a weight: `SquaredWeight()`, the authors' w^2, or `CurvatureEnergy()`, the rise of the loss without it.
         scope: `"layer"`: every layer has a threshold Q of its own. `"global"`: the layers share out what is kept, so that one threshold serves the whole

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from keras import ops
 
+from keras_gibbs.budget import Budget
 from keras_gibbs.configuration import register
 from keras_gibbs.methods.base import PruningMethod, check_sparsity, check_structure
 from keras_gibbs.methods.ranked import mean_over_groups
@@ -29,7 +30,7 @@ class GReg(DecaysWeights, PruningMethod):
     steps; here it follows a schedule.
 
     Args:
-        sparsity: Fraction of the groups that is removed in every layer, a number in [0, 1).
+        sparsity: Fraction of the groups that is removed in every layer, a number in [0, 1), or a `Budget`.
         structure: `Unstructured()`, `Kernel()`, `Filter()` or another structure.
         penalty_factor: lambda, a number of at least 0 or a `Schedule` of it.
         choose: The progress of training at which the groups to remove are chosen, in [0, 1).
@@ -47,7 +48,7 @@ class GReg(DecaysWeights, PruningMethod):
     the kept weights lose their weight decay, which is left as it is here.
     """
 
-    sparsity: float
+    sparsity: float | Budget
     structure: Structure = dataclasses.field(default=Unstructured(), kw_only=True)
     penalty_factor: float | Schedule = dataclasses.field(default=Linear(0.0, 1.0, end=0.5), kw_only=True)
     choose: float = dataclasses.field(default=0.0, kw_only=True)

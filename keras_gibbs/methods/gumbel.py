@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_gibbs.arguments import require_number
+from keras_gibbs.budget import Budget
 from keras_gibbs.configuration import register
 from keras_gibbs.methods.learned import LearnedMask, straight_through
 from keras_gibbs.schedules import Linear, Schedule
@@ -47,7 +48,7 @@ class GumbelSoftmax(LearnedMask):
 
     temperature: float = dataclasses.field(default=1.0, kw_only=True)
     initial_logit: float = dataclasses.field(default=0.0, kw_only=True)
-    sparsity: float | Schedule | None = dataclasses.field(default=None, kw_only=True)
+    sparsity: float | Schedule | Budget | None = dataclasses.field(default=None, kw_only=True)
     penalty_weight: float = dataclasses.field(default=0.01, kw_only=True)
 
     def __post_init__(self):

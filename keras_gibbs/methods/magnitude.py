@@ -15,7 +15,7 @@ class Magnitude(WeighingMethod):
     through, and rounds the number of kept weights otherwise.
 
     Args:
-        sparsity: Fraction of the groups that is removed, in [0, 1), or a `Schedule` of it: `Polynomial(0.0, 0.9, end=0.5)` is gradual pruning.
+        sparsity: Fraction of the groups that is removed, in [0, 1), a `Budget`, or a `Schedule` of it: `Polynomial(0.0, 0.9, end=0.5)` is gradual pruning.
         structure: `Unstructured()`, `Kernel()` or `Filter()`; groups are ranked by the mean worth of their weights.
         criterion: What a weight is worth: `SquaredWeight()`, or `CurvatureEnergy()` for what the loss would lose with it.
         scope: `"layer"` removes the same fraction in every layer. `"global"` ranks the groups of all wrapped layers together: how many each layer keeps

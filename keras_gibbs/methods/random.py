@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from keras_gibbs.budget import Budget
 from keras_gibbs.configuration import register
 from keras_gibbs.methods.base import check_sparsity, check_structure
 from keras_gibbs.methods.ranked import RankedMethod
@@ -23,7 +24,7 @@ class Random(RankedMethod):
     Every group has a score drawn once from the uniform distribution, by the `seed` of `prune`. With a scheduled sparsity a group that is removed stays removed.
 
     Args:
-        sparsity: Fraction of the groups that is removed, in [0, 1), or a `Schedule` of it.
+        sparsity: Fraction of the groups that is removed, in [0, 1), a `Schedule` of it, or a `Budget`.
         structure: `Unstructured()`, `Kernel()`, `Filter()` or another structure.
         scope: `"layer"` removes the same fraction in every layer, `"shape"` (ERK) keeps small kernels denser, `"global"` draws from all layers together.
 
@@ -35,7 +36,7 @@ class Random(RankedMethod):
     >>> pruned = kg.prune(model, kg.Random(0.9, scope="shape"), seed=1)
     """
 
-    sparsity: float | Schedule
+    sparsity: float | Schedule | Budget
     structure: Structure = dataclasses.field(default=Unstructured(), kw_only=True)
     scope: str | Table = dataclasses.field(default="layer", kw_only=True)
 

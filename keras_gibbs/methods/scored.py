@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from keras import ops
 
+from keras_gibbs.budget import Budget
 from keras_gibbs.budgeting import meet
 from keras_gibbs.methods.base import PruningMethod, check_sparsity, check_structure
 from keras_gibbs.methods.fixed import Fixed
@@ -30,7 +31,7 @@ class ScoredMethod(FindsMasks, PruningMethod):
     (1 - sparsity)^(k/n), and scores are taken anew under the masks so far.
 
     Attributes:
-        sparsity: Fraction of the groups that is removed, a number in [0, 1).
+        sparsity: Fraction of the groups that is removed, a number in [0, 1), or a `Budget`.
         structure: `Unstructured()`, `Kernel()`, `Filter()` or another structure; groups are ranked by the mean score of their weights.
         scope: `"global"` ranks the groups of all layers together; `"layer"`, `"shape"` (ERK), `"lamp"` and a `Table` share out as elsewhere.
         floor: With `scope="global"`, the least density of a layer as a fraction of that of the network, in [0, 1]. `prune` warns where a layer loses all.
@@ -38,7 +39,7 @@ class ScoredMethod(FindsMasks, PruningMethod):
             of its outputs. (In the spirit of Hayou et al. 2021, Robust pruning at initialization, https://arxiv.org/abs/2002.08797; their formula not checked.)
     """
 
-    sparsity: float
+    sparsity: float | Budget
     structure: Structure = dataclasses.field(default=Unstructured(), kw_only=True)
     scope: str | Table = dataclasses.field(default="global", kw_only=True)
     floor: float = dataclasses.field(default=0.0, kw_only=True)

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_gibbs.arguments import require_number
+from keras_gibbs.budget import Budget
 from keras_gibbs.methods.base import check_sparsity, check_structure
 from keras_gibbs.methods.ranked import RankedMethod, mean_over_groups
 from keras_gibbs.methods.traits import ChecksTraining, ObservesGradients
@@ -24,7 +25,7 @@ class WeighingMethod(ObservesGradients, ChecksTraining, RankedMethod):
     """A method whose final mask keeps exactly the groups of the highest mean worth: the base of `Gibbs` and `Magnitude`.
 
     Attributes:
-        sparsity: Fraction of the groups that is removed, in [0, 1), or a `Schedule` of it.
+        sparsity: Fraction of the groups that is removed, in [0, 1), a `Schedule` of it, or a `Budget`.
         structure: `Unstructured()`, `Kernel()` or `Filter()`.
         criterion: What a weight is worth.
         scope: `"layer"`, `"global"`, `"shape"`, `"lamp"` or a `Table`.
@@ -32,7 +33,7 @@ class WeighingMethod(ObservesGradients, ChecksTraining, RankedMethod):
         settle: The progress of training from which the mask is held as it is, in (0, 1]; None for never.
     """
 
-    sparsity: float | Schedule
+    sparsity: float | Schedule | Budget
     structure: Structure = dataclasses.field(default=Unstructured(), kw_only=True)
     criterion: Criterion = dataclasses.field(default=SquaredWeight(), kw_only=True)
     scope: str | Table = dataclasses.field(default="layer", kw_only=True)

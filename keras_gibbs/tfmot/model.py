@@ -207,7 +207,7 @@ def _choose(model, method, where) -> set[int]:
     weights = {layer: own for layer in graph.leaves(model) if (own := prunable_weights(layer, paths[id(layer)]))}
     if isinstance(method, DiffersByWeight):
         method.check_weights([weight for own in weights.values() for weight in own])
-    chosen, reasons = set(), []
+    chosen, reasons, unfit = set(), [], []
     for layer, own in weights.items():
         if not any(selected(weight.path, weight.owner) for weight in own):
             continue
@@ -224,12 +224,15 @@ def _choose(model, method, where) -> set[int]:
             if where is not None:
                 raise
             reasons.append(f"{layer.name}: {error}")
+            unfit.append(str(error).split(" Received: ")[0])
         else:
             chosen.add(id(layer))
     if not chosen:
         why = "; ".join(reasons) or f"no layer matches where={where!r}"
         names = [layer.name for layer in weights]
         raise ValueError(f"There is nothing to prune in model {model.name!r} ({why}). The layers that TF-MOT can prune are {names}.")
+    if unfit:
+        warnings.warn(f"{len(unfit)} layers stay dense: {' '.join(unfit)}", stacklevel=3)
     return chosen
 
 

@@ -10,8 +10,9 @@ from tensorflow_model_optimization.python.core.sparsity.keras import prune_regis
 
 from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.structure import graph
+from keras_gibbs.structure.kinds import is_a
 from keras_gibbs.structure.layouts import standard_layout
-from keras_gibbs.structure.prunable import Prunable, is_variable, rows_of
+from keras_gibbs.structure.prunable import ATTENTION, Prunable, is_variable, rows_of
 from keras_gibbs.weights import MaskedWeight
 
 CHANGED = 1e-3  # relative difference from which on a folded weight counts as written by someone else
@@ -150,5 +151,8 @@ def prunable_weights(layer, root: str) -> list[Prunable]:
         rows = rows_of(owner)
         layout = rows.get(name) or rows.get(name.removeprefix("depthwise_"))  # as the depthwise kernels of tf_keras are called
         ndim = len(variable.shape)
-        found.append(Prunable(f"{path}/{name}", owner, name, variable, layout(owner, ndim) if layout else standard_layout(ndim)))
+        layout = layout(owner, ndim) if layout else standard_layout(ndim)
+        if is_a(layer, *ATTENTION):  # whose outputs are tied to those of the other projections
+            layout = dataclasses.replace(layout, filters=False)
+        found.append(Prunable(f"{path}/{name}", owner, name, variable, layout))
     return found

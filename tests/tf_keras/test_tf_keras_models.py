@@ -90,7 +90,7 @@ def same(one, other):
     return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.few(tensorflow=["gibbs-kernel", "gibbs-recommended", "magnitude-global", "gumbel"])
+@pytest.mark.few(tensorflow=["gibbs-kernel", "gibbs-recommended", "magnitude-global", "gumbel", "set"])
 @pytest.mark.parametrize("name", METHODS)
 def test_strip_pruning_gives_the_plain_model_with_its_masks(name):
     model, method = network(), METHODS[name]
@@ -357,16 +357,16 @@ def test_every_weight_of_a_layer_has_masks_of_its_own(tmp_path):
     assert len({tuple(key) for key in draws}) == 7
 
 
-def test_masks_fall_along_the_filters_of_an_attention_head():
+def test_filters_leave_out_attention_and_name_it():
     inputs = tf_keras.Input((3, 4))
-    model = tf_keras.Model(inputs, layers.Dense(2)(layers.MultiHeadAttention(2, 3, name="attention")(inputs, value=inputs)))
-    pruned = kg_tfmot.prune(model, kg.Gibbs(0.5, structure=kg.Filter(), hamiltonian=kg.Independent()))
-    with pytest.warns(UserWarning, match="not come to their end"):
-        kg_tfmot.fold(pruned)
-    *inner, output = pruned.get_layer("prune_low_magnitude_attention").prunable_weights
-    for weight in inner:  # (inputs, heads, size): a group is all that one entry of one head reads
-        assert np.isin((weight.numpy() != 0).sum(axis=0), (0, 4)).all() and (weight.numpy() == 0).mean() == 0.5
-    assert np.isin((output.numpy() != 0).sum(axis=(0, 1)), (0, 6)).all()
+    x = layers.MultiHeadAttention(2, 3, name="attention")(layers.Dense(4, name="before")(inputs), value=inputs)
+    model = tf_keras.Model(inputs, layers.Dense(2)(layers.Dense(6, name="after")(x)))
+    method = kg.Magnitude(0.5, structure=kg.Filter())
+    with pytest.warns(UserWarning, match="1 layers stay dense.*attention/query/kernel.*tied"):
+        pruned = kg_tfmot.prune(model, method)
+    assert [layer.layer.name for layer in pruned_layers(pruned)] == ["before", "after"]
+    with pytest.raises(ValueError, match="attention/query/kernel.*tied"):
+        kg_tfmot.prune(model, method, where="attention")
 
 
 def test_nested_models_and_shared_layers(tmp_path):

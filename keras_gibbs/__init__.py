@@ -2,6 +2,14 @@
 
 import importlib.metadata
 
+import keras
+
+if keras.backend.backend() not in ("tensorflow", "jax"):
+    raise ImportError(
+        f"keras_gibbs runs on the TensorFlow and the JAX backend of Keras 3. Received: backend={keras.backend.backend()!r}. "
+        "Set KERAS_BACKEND=tensorflow or KERAS_BACKEND=jax before Python starts."
+    )
+
 from keras_gibbs import sampling as sampling
 from keras_gibbs.budget import Budget as Budget
 from keras_gibbs.callbacks import GibbsPruningCallback as GibbsPruningCallback
@@ -62,6 +70,7 @@ from keras_gibbs.structure.allocation import Table as Table
 from keras_gibbs.structure.contests import Block as Block
 from keras_gibbs.structure.contests import NofM as NofM
 from keras_gibbs.structure.groups import Filter as Filter
+from keras_gibbs.structure.groups import Head as Head
 from keras_gibbs.structure.groups import Kernel as Kernel
 from keras_gibbs.structure.groups import Structure as Structure
 from keras_gibbs.structure.groups import Unstructured as Unstructured

@@ -131,7 +131,7 @@ def _couple(model, method, where) -> Plan:
     """How the channels of a model are pruned; raises where none can be."""
     check_coupled(model, method)
     selected = selector(where)
-    coupling = plan(model, selected)
+    coupling = plan(model, selected, method.structure.of_heads)
     for weight in coupling.weights:
         method.check(weight)
     if not coupling.weights:
@@ -431,20 +431,20 @@ def sparsity(model, where=None) -> float:
     if not isinstance(model, keras.layers.Layer):
         raise TypeError(describe_foreign(model))
     selected = selector(where)
-    values = [value for weight, value, _ in weights_as_used(model) if selected(weight.path, weight.owner)]
-    total = sum(value.size for value in values)
+    counted = [(weight, kept) for weight, kept, _ in counted_weights(model) if selected(weight.path, weight.owner)]
+    total = sum(math.prod(weight.shape) for weight, _ in counted)
     if not total:
         raise ValueError(f"No prunable weight counts. Received: where={where!r} for model {model.name!r}.")
-    return 1.0 - sum(int(np.count_nonzero(value)) for value in values) / total
+    return 1.0 - sum(kept for _, kept in counted) / total
 
 
-def weights_as_used(model) -> list[tuple[Prunable, np.ndarray, MaskedWeight | None]]:
-    """Every weight of a built model that could be pruned, as inference uses it, and what masks it; None where nothing does."""
+def counted_weights(model) -> list[tuple[Prunable, int, MaskedWeight | None]]:
+    """Every weight of a built model that could be pruned, how many of it are not 0 as inference uses it, and what masks it; None where nothing does."""
     masked, coupled = _masked_by_variable(model), _coupled_as_used(model)
     root = model.name if not isinstance(model, keras.Model) else ""
     found = []
     for weight in prunable_weights(model, root):
         own, key = masked.get(id(weight.variable)), id(weight.variable)
-        value = coupled[key] if key in coupled else own.masked() if own else weight.variable
-        found.append((weight, keras.ops.convert_to_numpy(value), own))
+        kept = own.count() if own and key not in coupled else int(np.count_nonzero(keras.ops.convert_to_numpy(coupled.get(key, weight.variable))))
+        found.append((weight, kept, own))
     return found

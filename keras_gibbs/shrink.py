@@ -104,7 +104,10 @@ def _without(model, removal):
         if not any(id(owner) in changed for owner in owners):
             return None
         copy = type(layer).from_config(_resized(layer, sizes))
-        copy.build(input_shapes(layer)[0])
+        if isinstance(layer, (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)):
+            copy.build_from_config(layer.get_build_config())  # it reads several tensors, whose channels stay
+        else:
+            copy.build(input_shapes(layer)[0])
         copy.set_weights([values(variable) for variable in layer.weights])
         return copy
 

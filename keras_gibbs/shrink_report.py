@@ -101,17 +101,17 @@ class _Notes:
         if fixed:
             part = "" if len(fixed) == len(made) else f"{len(fixed)} channels: "
             return part + self.reasons[fixed[0]]
-        silent = np.flatnonzero(self._silent(layer) & self.removal.kept(made))
+        silent = np.flatnonzero(self._silent(layer, len(made)) & self.removal.kept(made))
         if not len(silent):
             return ""
         why = self.blocked.get(int(channels[silent[0]]), "to round up, or as the last of their layer")
         return f"zero filters that stay: {len(silent)}, {why}"
 
-    def _silent(self, layer):
-        """bool array: which output channels have zero weights only."""
+    def _silent(self, layer, count):
+        """bool array: which of the `count` output channels have zero weights only."""
         zeros = True
         for axis in self.removal.flow.axes.values():
-            if axis.layer is layer and axis.role == "produces":
+            if axis.layer is layer and axis.role == "produces" and len(axis.ids) == count:
                 kernel = np.moveaxis(array_of(axis.variable), axis.axis, 0)
                 zeros = zeros & ~kernel.reshape(len(axis.ids), -1).any(1)
         return zeros

@@ -1,14 +1,14 @@
 """What is pruned in a model, how much of it, and what is not and why."""
 
 import dataclasses
+import math
 
 import keras
-import numpy as np
 
 from keras_gibbs.checks import describe_foreign
 from keras_gibbs.coupling.plan import NOT_SELECTED, why_kept
 from keras_gibbs.layers import pruned_layers
-from keras_gibbs.model import protected, weights_as_used, why_none, why_skipped
+from keras_gibbs.model import counted_weights, protected, why_none, why_skipped
 from keras_gibbs.structure import graph
 from keras_gibbs.tables import render
 
@@ -69,30 +69,31 @@ def summary(model) -> Summary:
     progress = {id(masked): layer.progress for layer in wrappers for masked in layer.members}
     methods = list(dict.fromkeys(layer.method for layer in wrappers))
     outputs = protected(model, methods)
-    coupled = any(method.structure.coupled for method in methods) and graph.has_graph(model)
-    channels = why_kept(model) if coupled else None
+    coupled = next((method.structure for method in methods if method.structure.coupled), None) if graph.has_graph(model) else None
+    channels = why_kept(model, coupled.of_heads) if coupled else None
     rows = []
-    used = {weight.path: (weight, value, own) for weight, value, own in weights_as_used(model)}
+    used = {weight.path: (weight, kept, own) for weight, kept, own in counted_weights(model)}
     for path, layer in graph.named_walk(model, "" if isinstance(model, keras.Model) else graph.unwrapped(model).name):
         own_rows = [entry for entry in used.values() if entry[0].owner is layer]
-        for weight, value, own in own_rows:
-            kept = int(np.count_nonzero(value))
+        for weight, kept, own in own_rows:
             note = _note_of_pruned(own, kept, progress[id(own)]) if own else _note_of_skipped(weight, methods, outputs, channels)
-            rows.append(_row(path, weight, value, kept, own.method.brief() if own else None, note))
+            rows.append(_row(path, weight, kept, own.method.brief() if own else None, note))
         if not own_rows and layer.weights and not graph.children(layer):
-            rows.append(_row(path, None, None, 0, None, why_none(layer) if methods else ""))
+            rows.append(_row(path, None, 0, None, why_none(layer) if methods else ""))
     return Summary(rows, _fraction(rows), _fraction([row for row in rows if row["method"]]) if wrappers else None)
 
 
-def _row(path, weight, value, kept, method, note):
+def _row(path, weight, kept, method, note):
+    shape = tuple(weight.shape) if weight else None
+    weights = math.prod(shape) if weight else 0
     return {
         "layer": path,
         "weight": weight.name if weight else None,
         "path": weight.path if weight else path,
-        "shape": tuple(value.shape) if weight else None,
-        "weights": value.size if weight else 0,
+        "shape": shape,
+        "weights": weights,
         "kept": kept,
-        "sparsity": 1.0 - kept / value.size if weight and value.size else 0.0,
+        "sparsity": 1.0 - kept / weights if weights else 0.0,
         "method": method,
         "note": note,
     }

@@ -11,7 +11,7 @@ from keras import ops, tree
 
 from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.methods.traits import DecaysWeights, FollowsWeights, LearnsMasks, ObservesGradients, RemovesUnits, SharesCounts, method_for
-from keras_gibbs.numerics.compilation import compiled, traced
+from keras_gibbs.numerics.compilation import compiled, runs_at_once
 from keras_gibbs.numerics.noise import Uniform, halves
 from keras_gibbs.numerics.ranking import count_removed
 from keras_gibbs.numerics.replicas import sum_over_replicas
@@ -81,10 +81,14 @@ class Masks:
         return self.method.sample(arranged, state | updates, Uniform(key, draw)), updates
 
     def fused_step(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> tuple[Tensor, Tensor, State]:
-        """`step` and what it masks in one pass over memory: the masked weight, the mask in the weight's shape and dtype, and the state."""
+        """`step` and what it masks in one pass over memory: the masked weight, the mask in the weight's shape as bool, and the state."""
         mask, updates = self.step(weight, state, key, draw)
-        mask = ops.cast(self.restore(mask), weight.dtype)
-        return weight * mask, mask, updates
+        mask = self.restore(mask)
+        return weight * ops.cast(mask, weight.dtype), ops.cast(mask, "bool"), updates
+
+    def mask_gradient(self, gradient: Tensor, state: State, keeps: Tensor) -> Tensor:
+        """The gradient with respect to the weight, from that with respect to the masked one; `keeps` is a mask as bool."""
+        return gradient * ops.cast(ops.reshape(keeps, gradient.shape), gradient.dtype)
 
     def observe(self, gradient: Tensor, state: State) -> State:
         """The state that follows from the gradient of the loss with respect to the masked weight."""
@@ -96,9 +100,13 @@ class Masks:
         return {name: value for name, value in self.method.decide(arranged, state).items() if name in state} if self._follows else {}
 
     def refresh(self, weight: Tensor, state: State, moved: Tensor) -> State:
-        """The decision, found anew where `moved` is not 0, else as it is stored."""
+        """The decision, found anew where `moved` is not 0, else as it is stored; for large weights."""
         stored = {name: state[name] for name in self.method.decided if name in state}
         return ops.cond(moved > 0, lambda: self.decide(weight, state), lambda: stored)
+
+    def refresh_small(self, weight: Tensor, state: State, moved: Tensor) -> State:
+        """`refresh` in few operations."""
+        return self.method.decide_again(self.arrange(weight), state | self._filled, moved)
 
     def infer(self, weight: Tensor, state: State) -> Tensor:
         """The weight under the deterministic mask, which rests on the decision as it is stored."""
@@ -120,9 +128,18 @@ class Masks:
         """What follows from the weight of the state that a sample needs, exactly."""
         return self.method.follow(self.arrange(weight), state | self._filled, exact=True) if self._follows else {}
 
-    def figures(self, weight: Tensor, state: State, mask: Tensor) -> State:
-        """The method's figures, of an arranged `mask` that was drawn from this state."""
-        return self.method.figures(self.arrange(weight), state | self._filled, mask)
+    def figures(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> State:
+        """The method's figures, of a mask drawn from the state with all that follows from the weight exact."""
+        arranged, state = self.arrange(weight), state | self.follow(weight, state) | self._filled
+        return self.method.figures(arranged, state, self.method.sample(arranged, state, Uniform(key, draw)))
+
+    def count(self, weight: Tensor, state: State) -> Tensor:
+        """How many weights inference runs with that are not 0, its mask found anew; scalar int32."""
+        return ops.count_nonzero(self.under(self.mode(weight, state), weight, state))
+
+    def under(self, mask: Tensor, weight: Tensor, state: State) -> Tensor:
+        """`apply` where `mask` keeps, and 0, never -0, where it removes."""
+        return ops.where(self.restore(mask) > 0, self.apply(weight, mask, state), ops.zeros_like(weight))
 
     def scores(self, weight: Tensor, state: State) -> Tensor:
         """The scores by which a ranking method compares the groups, `(1, 1, groups, contests)`."""
@@ -140,9 +157,9 @@ class Masks:
 
 
 @functools.lru_cache(maxsize=1024)
-def compiled_masks(masks: Masks, function: str, fused: bool = True) -> Callable:
-    """`masks.<function>`, compiled, or only traced; weights of one kind share it, and with it the time that takes."""
-    return (compiled if fused else traced)(getattr(masks, function))
+def compiled_masks(masks: Masks, function: str) -> Callable:
+    """`masks.<function>`, compiled; weights of one kind share it, and with it the time that takes."""
+    return compiled(getattr(masks, function))
 
 
 class CompiledMasks:
@@ -158,9 +175,9 @@ class CompiledMasks:
         self._length = row_length(self._size) if method.lengthens else None
         self._masks = Masks(method, (self._length,), Layout((), (), (0,))) if self._length else dataclasses.replace(masks, method=method)
 
-    def __call__(self, function: str, weight: Tensor, state: State, *args, fused: bool = True):
-        """`masks.<function>(weight, state, *args)`; not `fused` is quick to compile and slower to run."""
-        run = compiled_masks(self._masks, function, fused)
+    def __call__(self, function: str, weight: Tensor, state: State, *args):
+        """`masks.<function>(weight, state, *args)`."""
+        run = compiled_masks(self._masks, function)
         if not self._length:
             return run(weight, state, *args)
         row = lengthened(ops.reshape(weight, (-1,)), self._length)
@@ -173,17 +190,17 @@ class CompiledMasks:
         return shortened(x, self._size, axis=2) if len(x.shape) == 4 else x
 
 
-def _linked(weight, masked, mask):
-    """`masked`, which is `weight * mask`, with that as the gradient's way to `weight`."""
+def _linked(weight, masked, back):
+    """`masked`, with `back` as the gradient's way to `weight`."""
 
     @ops.custom_gradient
-    def linked(weight, masked, mask):
+    def linked(weight, masked):
         def gradients(*args, upstream=None):
-            return (args[0] if upstream is None else upstream) * mask, ops.zeros_like(masked), ops.zeros_like(mask)
+            return back(args[0] if upstream is None else upstream), ops.zeros_like(masked)
 
         return masked, gradients
 
-    return linked(weight, masked, mask)
+    return linked(weight, masked)
 
 
 class MaskedWeight:
@@ -268,8 +285,8 @@ class MaskedWeight:
         if isinstance(self.method, LearnsMasks):
             masked, mask, updates = self._compiled("train", decayed, state, key, draw)
         elif self._is_large:
-            masked, mask, updates = self._compiled("fused_step", *still)
-            masked = _linked(decayed, masked, mask)
+            masked, keeps, updates = self._compiled("fused_step", *still)
+            masked = _linked(decayed, masked, lambda gradient: self._compiled("mask_gradient", gradient, {}, keeps))
         else:
             mask, updates = self._compiled("step", *still)
             masked = self.masks.apply(decayed, mask, state)
@@ -318,10 +335,10 @@ class MaskedWeight:
         weight, state = self.value(), self.values()
         if not isinstance(self.method, FollowsWeights) or not any(name in state for name in self.method.decided):
             return self.masks.infer(weight, state)
-        updates = self._compiled("refresh", weight, state, moved, fused=self._is_large)
+        updates = self._compiled("refresh", weight, state, moved) if self._is_large else self.masks.refresh_small(weight, state, moved)
         self.assign(updates)
         state |= updates
-        return self._compiled("infer", weight, state) if "cut_key" in state else self.masks.infer(weight, state)
+        return self._compiled("infer", weight, state) if self._is_large and "cut_key" in state else self.masks.infer(weight, state)
 
     # Outside of it: values can be read, and nothing is compiled but the noise.
 
@@ -330,15 +347,11 @@ class MaskedWeight:
         return self.masks.restore(self.masks.mode(self.value(), self.values()))
 
     def sample(self, draw: Tensor) -> Tensor:
-        """A mask drawn from the current state; float32, in the weight's shape."""
-        return self.masks.restore(self._drawn(draw)[0])
-
-    def _drawn(self, draw):
-        """A mask drawn from the current state, arranged, and the state with all that follows from the weight exact."""
+        """A mask drawn from the current state, with all that follows from the weight exact; float32, in the weight's shape."""
         weight, state = self.value(), self.values()
         state |= self._compiled("follow", weight, state) if self._is_large else self.masks.follow(weight, state)
         needed = self._without_decision(state)  # as in training, whose compiled function serves here
-        return self._compiled("step", weight, needed, ops.convert_to_tensor(self.key), draw)[0], state
+        return self.masks.restore(self._compiled("step", weight, needed, ops.convert_to_tensor(self.key), draw)[0])
 
     def masked(self) -> Tensor:
         """The weight that inference runs with, its mask found anew; 0 is never -0."""
@@ -347,12 +360,23 @@ class MaskedWeight:
 
     def under(self, mask: Tensor, weight: Tensor) -> Tensor:
         """What inference runs with for a `weight` in its own shape and an arranged `mask`; 0 is never -0."""
-        return ops.where(self.masks.restore(mask) > 0, self.masks.apply(weight, mask, self.values()), ops.zeros_like(weight))
+        return self.masks.under(mask, weight, self.values())
+
+    def count(self) -> int:
+        """How many weights inference runs with that are not 0, its mask found anew."""
+        return int(self._reported("count"))
 
     def figures(self, draw: Tensor) -> dict[str, float]:
         """The method's own figures, from the current weight and state."""
-        mask, state = self._drawn(draw)
-        return {name: float(ops.convert_to_numpy(value)) for name, value in self._compiled("figures", self.value(), state, mask, fused=False).items()}
+        found = self._reported("figures", ops.convert_to_tensor(self.key), draw)
+        return {name: float(ops.convert_to_numpy(value)) for name, value in found.items()}
+
+    def _reported(self, function, *args):
+        """`masks.<function>` of the current weight and state: compiled where the weight is large, or where single operations would be compiled, too."""
+        weight, state = self.value(), self.values()
+        if runs_at_once() and not self._is_large:
+            return getattr(self.masks, function)(weight, state, *args)
+        return self._compiled(function, weight, state, *args)
 
     def scores(self, scale: float = 1.0) -> np.ndarray:
         """The scores by which a ranking method compares the groups, of `scale` times the weight; shape `(groups,)`, for a structure of one contest.

@@ -1,5 +1,7 @@
 """A wrong argument is refused where it is given, by name."""
 
+import importlib
+
 import keras
 import numpy as np
 import pytest
@@ -86,3 +88,10 @@ def test_numbers_of_numpy_are_numbers():
     kg.Polynomial(np.float32(0.0), np.float64(0.5), power=np.int64(3))
     kg.FilterCoupling(c=np.float32(1.0), sweeps=np.int64(3))
     kg.prune(network(), kg.Magnitude(0.5), seed=np.int64(3), where=["dense"])
+
+
+@pytest.mark.once
+def test_another_backend_is_refused_when_keras_gibbs_is_imported(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(ImportError, match="backend='torch'.*KERAS_BACKEND=jax"):
+        importlib.reload(kg)

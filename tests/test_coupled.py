@@ -134,8 +134,6 @@ METHODS = {
 }
 
 
-
-
 @pytest.mark.few(tensorflow=["gumbel", "search"], jax=["gumbel"])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_resumed_from_a_file_gives_the_same_bits_and_shrinks(name, tmp_path):
@@ -220,6 +218,53 @@ def test_ranks_are_those_of_float32_under_mixed_precision():
     pruned(data()[0])
     layer = pruned.get_layer("inner")
     np.testing.assert_array_equal(ops.convert_to_numpy(layer.masked_weights[0].state["decision"]).reshape(-1), [0, 0, 1, 1])
+
+
+@symbolic
+def test_statistics_are_set_anew_in_the_pruned_model_as_in_the_stripped_one():
+    x, _ = data()
+    pruned = kg.prune(randomize(everything()), kg.Magnitude(0.5, structure=COUPLED))
+    stripped = kg.recalibrate(kg.strip_pruning(pruned), x)
+    kg.recalibrate(pruned, x)
+    assert_close(outputs_of(pruned, x), outputs_of(stripped, x))
+    np.testing.assert_array_equal(outputs_of(kg.strip_pruning(pruned), x), outputs_of(pruned, x))
+
+
+def attention(kind, **options):
+    inputs = keras.Input((5, 8))
+    layer = layers.MultiHeadAttention(4, 3, name="attention") if kind == "multi" else layers.GroupQueryAttention(3, 8, 4, name="attention")
+    x = layers.Add()([inputs, layer(layers.LayerNormalization()(inputs), inputs, **options)])
+    return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(layers.Dense(8, "relu", name="hidden")(x))))
+
+
+@pytest.mark.few(jax=["multi"])
+@pytest.mark.parametrize("kind", ["multi", "grouped"])
+def test_heads_of_attention_leave_exactly(kind):
+    model = randomize(attention(kind, **({"use_causal_mask": True} if kind == "multi" else {})))
+    pruned = compiled(kg.prune(model, kg.Magnitude(0.5, structure=kg.Head()), seed=0), keras.optimizers.Adam(0.01))
+    x = np.random.default_rng(0).normal(size=(8, 5, 8)).astype("float32")
+    pruned.fit(x, np.arange(8) % 3, batch_size=4, epochs=1, verbose=0)
+    ((path, mask),) = kept_channels(pruned).items()
+    assert (path, mask.sum()) == ("attention/query/kernel", 2)
+    before, small = outputs_of(pruned, x), kg.shrink(pruned)
+    assert_close(outputs_of(small, x), before)
+    made = small.get_layer("attention")
+    assert (made.num_heads if kind == "multi" else (made.num_query_heads, made.num_key_value_heads)) == (2 if kind == "multi" else (4, 2))
+    masks = [ops.convert_to_numpy(value) for value in pruned.get_layer("attention").masks().values()]
+    assert [found.any(axis=(0, 2)).sum() for found in masks] == ([2, 2, 2] if kind == "multi" else [4, 2, 2])
+    notes = {row["path"]: row["note"] for row in kg.summary(pruned).rows}
+    assert notes["hidden/kernel"] == "it makes no heads"
+
+
+@symbolic
+def test_filters_leave_heads_alone_and_scores_keep_them():
+    model = randomize(attention("multi"))
+    pruned = kg.prune(model, kg.Magnitude(0.5, structure=COUPLED))
+    assert list(coupled_weights(pruned)) == ["hidden/kernel"]
+    assert "Head()" in {row["path"]: row["note"] for row in kg.summary(pruned).rows}["attention/value/kernel"]
+    x = keras.Input((5, 8))
+    y, scores = layers.MultiHeadAttention(4, 3)(x, x, return_attention_scores=True)
+    refused("heads of this attention are not followed", lambda: kg.prune(keras.Model(x, [y, scores]), kg.Magnitude(0.5, structure=kg.Head())))
 
 
 def refused(message, prune):

@@ -33,8 +33,8 @@ def test_two_replicas_train_as_one_device():
 
 
 @pytest.mark.skipif(not JAX, reason="a distribution on JAX")
-def test_two_devices_train_as_one():
-    assert finish(start("data_parallel.py", XLA_FLAGS="--xla_force_host_platform_device_count=2")) == "fine"
+def test_two_devices_train_as_one_whether_they_share_the_batch_or_the_kernels():
+    assert finish(start("devices.py", XLA_FLAGS="--xla_force_host_platform_device_count=2")) == "fine"
 
 
 def free_addresses(count):

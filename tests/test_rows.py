@@ -1,5 +1,6 @@
 """A weight in a longer row, filled up with zeros, has the masks that it has by itself, bit for bit."""
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ METHODS = {
     "curvature": kg.Gibbs(0.7, criterion=kg.CurvatureEnergy(), scale="log"),
     "magnitude": kg.Magnitude(0.5),
 }
+
+without_xla = pytest.fixture(scope="module", autouse=True)(cases.xla(False))
 
 
 def numpy(tree):
@@ -35,11 +38,11 @@ def test_a_longer_row_changes_nothing(method, size):
     rows = CompiledMasks(masks)
     assert row_length(size) > size
     for _ in range(2):  # from nothing, and from the threshold that was found
-        alone, in_row = masks.step(weight, state, key, draw), rows("step", weight, state, key, draw, fused=False)
+        alone, in_row = masks.step(weight, state, key, draw), rows("step", weight, state, key, draw)
         keras.tree.map_structure(np.testing.assert_array_equal, numpy(alone), numpy(in_row))
         state |= {name: ops.convert_to_tensor(value) for name, value in alone[1].items()}
     moved = ops.convert_to_tensor(np.uint8(1))
-    alone, in_row = masks.refresh(weight, state, moved), rows("refresh", weight, state, moved, fused=False)
+    alone, in_row = masks.refresh(weight, state, moved), rows("refresh", weight, state, moved)
     state |= alone
     if "decision" in alone:
         np.testing.assert_array_equal(*numpy((alone["decision"], in_row["decision"])))

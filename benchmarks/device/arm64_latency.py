@@ -43,7 +43,6 @@ class File:
         path: Where it is.
         dense: Name of the file that it is compared with.
         faster: How many times as fast as that one it must be, or None where it is for information.
-        wanted: What it should predict, a list of arrays (samples, *shape); None for what it predicts on this machine.
         rounds: The emulated milliseconds of its runs, a list a round.
         failure: What the ARM64 runtime had to say, if it did not run.
         host_ms: Median milliseconds on this machine, or None if it does not run here.
@@ -51,13 +50,13 @@ class File:
         differences: Largest difference between the outputs on ARM64 and what is wanted, of every round; a share of the largest output where `wanted` is given.
         host_difference: The same on this machine; None where nothing is wanted.
         largest_output: The largest output on this machine, to judge the difference by.
+        wanted: What it should predict, a list of arrays (samples, *shape); None for what it predicts on this machine.
     """
 
     name: str
     path: Path
     dense: str
     faster: float | None = None
-    wanted: list[np.ndarray] | None = dataclasses.field(default=None, repr=False)
     rounds: list[list[float]] = dataclasses.field(default_factory=list)
     failure: str | None = None
     host_ms: float | None = None
@@ -65,6 +64,7 @@ class File:
     differences: list[float] = dataclasses.field(default_factory=list)
     host_difference: float | None = None
     largest_output: float | None = None
+    wanted: list[np.ndarray] | None = dataclasses.field(default=None, repr=False)
 
     @property
     def ms(self):

@@ -4,7 +4,7 @@ import warnings
 
 import keras
 
-from keras_gibbs.coupling.plan import CARRIED, NOT_SELECTED, Plan
+from keras_gibbs.coupling.plan import BY_HEADS, CARRIED, NO_HEADS, NOT_SELECTED, Plan
 from keras_gibbs.methods.traits import FindsMasks
 from keras_gibbs.structure import graph
 from keras_gibbs.structure.outputs import at_output
@@ -27,7 +27,7 @@ def check_coupled(model, method) -> None:
         )
     if type(model) not in (keras.Sequential, graph.FUNCTIONAL):
         raise ValueError(
-            f"`Filter(coupled=True)` makes a model of a class of its own, which that of model {model.name!r}, {type(model).__name__!r}, cannot be as well. "
+            f"`{method.structure.brief()}` makes a model of a class of its own, which {type(model).__name__!r}, that of model {model.name!r}, cannot be. "
             "Pass a plain copy: `keras.Model(model.inputs, model.outputs)`."
         )
 
@@ -38,7 +38,7 @@ def tell_of_kept(model: keras.Model, plan: Plan) -> None:
     parts = {id(part) for leaf in graph.leaves(model) if id(leaf) in outputs for part in graph.walk(leaf)}
     at_end = {weight.path for weight in prunable_weights(model) if id(weight.owner) in parts}
     for path, reason in plan.skipped.items():
-        if reason not in (CARRIED, NOT_SELECTED) and path not in at_end:
+        if reason not in (BY_HEADS, CARRIED, NO_HEADS, NOT_SELECTED) and path not in at_end:
             reasons.setdefault(reason, []).append(path)
     if reasons:
         named = "; ".join(f"{', '.join(paths)}: {reason}" for reason, paths in list(reasons.items())[:NAMED])

@@ -9,10 +9,14 @@ import keras
 from keras_gibbs.coupling.places import Places, packed, stacked
 from keras_gibbs.structure import graph
 from keras_gibbs.structure.channels import ChannelGroup, channel_groups
+from keras_gibbs.structure.kinds import is_a
 from keras_gibbs.structure.layouts import coupled_layout
-from keras_gibbs.structure.prunable import Prunable, prunable_weights
+from keras_gibbs.structure.prunable import ATTENTION, Prunable, prunable_weights
 
 NOT_SELECTED = "not selected"
+NO_HEADS = "it makes no heads"
+NOT_FOLLOWED = "the heads of this attention are not followed: its scores are outputs, say, or its mask is one of every head"
+BY_HEADS = "its outputs are heads, which `Head()` removes"
 CARRIED = "it loses the channels that it reads, and makes none of its own"
 
 
@@ -94,16 +98,17 @@ class Plan:
         return [weight for layer in self.layers.values() for weight in layer.owned]
 
 
-def plan(model: keras.Model, selected: Callable[[str, Any], bool] = lambda path, layer: True) -> Plan:
-    """How a built Sequential or Functional model is pruned by channels, where `selected` says which weights by their path and owner."""
+def plan(model: keras.Model, selected: Callable[[str, Any], bool], of_heads: bool = False) -> Plan:
+    """How a built Sequential or Functional model is pruned by channels, or by heads, where `selected` says which weights by their path and owner."""
     leaves = {id(variable): leaf for leaf in graph.leaves(model) for variable in leaf.weights}
     leaf_paths = {id(layer): path for path, layer in graph.named_walk(model)}
     paths, groups = variable_paths(model), channel_groups(model)
-    skipped = _why_kept(model, groups, paths)
+    owners = {id(variable): part for part in graph.walk(model) for variable in part.weights}  # the innermost layer, which comes last
+    skipped = _why_kept(model, groups, paths, of_heads)
     layers, places = {}, {}
-    for path, group in _removable(groups, paths).items():
+    for path, group in _removable(groups, paths, of_heads).items():
         makers = group.of_role("produces")
-        if reason := _why_not_selected(makers, paths, selected):
+        if reason := _why_not_selected(makers, paths, owners, selected):
             skipped |= {paths[id(member.variable)]: reason for member in makers}
             continue
         for member in makers + group.of_role("follows"):
@@ -113,7 +118,7 @@ def plan(model: keras.Model, selected: Callable[[str, Any], bool] = lambda path,
         first = makers[0]
         places_of = [(member.variable, Places(tuple(member.variable.shape), member.axis, member.indices)) for member in makers]
         layout = coupled_layout(tuple(each.rows for _, each in places_of))
-        weight = CoupledPrunable(path, first.layer, first.variable.name, first.variable, layout, group.size, tuple(places_of))
+        weight = CoupledPrunable(path, owners[id(first.variable)], first.variable.name, first.variable, layout, group.size, tuple(places_of))
         _plan_of(layers, leaves[id(first.variable)], leaf_paths).owned.append(weight)
     for member, groups in places.values():
         leaf = leaves[id(member.variable)]
@@ -129,30 +134,44 @@ def _plan_of(layers, leaf, paths):
 
 
 def removable_groups(model: keras.Model) -> dict[str, ChannelGroup]:
-    """The channels of a model that can be removed, by the path of the first weight that makes them; a second group of that weight gets `_1`."""
+    """The channels and heads of a model that can be removed, by the path of the first weight that makes them; a second group of that weight gets `_1`."""
     return _removable(channel_groups(model), variable_paths(model))
 
 
-def _removable(groups, paths):
+def _removable(groups, paths, of_heads=None):
     names = set()
     groups = [(group.of_role("produces"), group) for group in groups if group.reason is None]
-    return {graph.unique(paths[id(makers[0].variable)], names): group for makers, group in groups if makers}
+    named = {graph.unique(paths[id(makers[0].variable)], names): group for makers, group in groups if makers}
+    return {path: group for path, group in named.items() if of_heads in (None, _is_of_heads(group))}
 
 
-def _why_kept(model, groups, paths):
+def _is_of_heads(group):
+    return is_a(group.of_role("produces")[0].layer, *ATTENTION)
+
+
+def _why_kept(model, groups, paths, of_heads):
     """Why weights keep their channels, by path, as if each did; a weight of which some can be removed is among them."""
-    weights = prunable_weights(model)
-    reasons = {weight.path: f"the channels of {type(weight.owner).__name__} are not followed" if weight.layout.inputs else CARRIED for weight in weights}
+    if of_heads:
+        attention = [path for path, layer in graph.named_walk(model) if is_a(layer, *ATTENTION)]
+        own = [f"{path}/{part}/kernel" for path in attention for part in ("query", "key", "value")]
+        reasons = {weight.path: NOT_FOLLOWED if weight.path in own else NO_HEADS for weight in prunable_weights(model)}
+    else:
+        reasons = {weight.path: f"the channels of {type(weight.owner).__name__} are not followed" for weight in prunable_weights(model)}
+        reasons |= {weight.path: CARRIED for weight in prunable_weights(model) if not weight.layout.inputs}
     for group in groups:
         reasons |= {path: CARRIED for member in group.of_role("carries") if (path := paths[id(member.variable)]) in reasons}
     for group in groups:
-        if group.reason is not None:
-            reasons |= {paths[id(member.variable)]: group.reason for member in group.of_role("produces")}
+        makers = group.of_role("produces")
+        if makers and _is_of_heads(group) != of_heads:
+            reasons |= {paths[id(member.variable)]: NO_HEADS if of_heads else BY_HEADS for member in makers}
+        elif group.reason is not None:
+            reasons |= {paths[id(member.variable)]: group.reason for member in makers}
     return reasons
 
 
-def _why_not_selected(makers, paths, selected):
-    left = [paths[id(member.variable)] for member in makers if not selected(paths[id(member.variable)], member.layer)]
+def _why_not_selected(makers, paths, owners, selected):
+    variables = [id(member.variable) for member in makers]
+    left = [paths[variable] for variable in variables if not selected(paths[variable], owners[variable])]
     if not left:
         return None
     return NOT_SELECTED if len(left) == len(makers) else f"its channels are also those of {left[0]!r}, which `where` leaves out"
@@ -163,8 +182,8 @@ def variable_paths(layer, root: str = "") -> dict[int, str]:
     return {id(variable): f"{path}/{variable.name}" if path else variable.name for path, part in graph.named_walk(layer, root) for variable in part.weights}
 
 
-def why_kept(model: keras.Model) -> dict[str, str]:
+def why_kept(model: keras.Model, of_heads: bool) -> dict[str, str]:
     """Why the channels that a weight makes cannot be removed, by its path, in any model, pruned or not; where some can be, it is not among them."""
     paths, groups = variable_paths(model), channel_groups(model)
-    free = {paths[id(member.variable)] for group in _removable(groups, paths).values() for member in group.of_role("produces")}
-    return {path: reason for path, reason in _why_kept(model, groups, paths).items() if path not in free}
+    free = {paths[id(member.variable)] for group in _removable(groups, paths, of_heads).values() for member in group.of_role("produces")}
+    return {path: reason for path, reason in _why_kept(model, groups, paths, of_heads).items() if path not in free}

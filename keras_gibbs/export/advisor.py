@@ -13,7 +13,6 @@ from keras_gibbs.export.advice import Advice
 from keras_gibbs.export.converter import convert, exportable
 from keras_gibbs.export.layouts import Change
 from keras_gibbs.export.rewrite import rewrite
-from keras_gibbs.structure.graph import has_graph
 
 # A non-zero weight costs a sparse kernel this many times what a weight costs a dense one: a MobileNet-like network whose 1x1 convolutions are 90 % zero ran
 # 3.3 x faster on an emulated ARM64 CPU.
@@ -78,9 +77,10 @@ def advise(model: keras.Model, *, full: bool = False) -> Advice:
     """
     model = _sized(exportable(model))
     advice = dataclasses.replace(advise_as_it_is(model), full=full)
-    if not has_graph(model):
+    try:
+        rewritten, report = rewrite(model)
+    except ValueError:  # no graph, or one that cannot be followed
         return advice
-    rewritten, report = rewrite(model)
     ready = advise_as_it_is(rewritten) if report.rows else advice
     if not ready.share > advice.share:
         return advice

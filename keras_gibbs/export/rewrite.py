@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_gibbs.export import turning
-from keras_gibbs.export.tracing import Trace
+from keras_gibbs.export.wiring import Wiring, output_of
 from keras_gibbs.model import pruned_layers, strip_pruning
 from keras_gibbs.structure.graph import has_graph
 from keras_gibbs.tables import render
@@ -93,10 +93,10 @@ def rewrite(model: keras.Model) -> tuple[keras.Model, RewriteReport]:
             f"`model` must be a built Sequential or Functional model. Received: model={model.name!r} of class {type(model).__name__}. "
             "Build it from `keras.Input`, or rewrite those parts of it that are."
         )
-    left, trace = [], Trace(model)
-    for turn in [True, False] if _is_padded_on_one_side(trace) else [False]:
+    left, wiring = [], Wiring(model)
+    for turn in [True, False] if _is_padded_on_one_side(wiring) else [False]:
         try:
-            builder = _Builder(trace, turn)
+            builder = _Builder(wiring, turn)
             rewritten = builder.model(model)
             difference = _difference(model, rewritten)
             if not difference <= _EQUAL:
@@ -107,23 +107,23 @@ def rewrite(model: keras.Model) -> tuple[keras.Model, RewriteReport]:
     return keras.models.clone_model(model), RewriteReport([], left, 0.0)
 
 
-def _is_padded_on_one_side(trace):
-    for call in trace.calls:
-        pads = _pads(trace, call) if isinstance(call.layer, turning.WINDOWS) else None
+def _is_padded_on_one_side(wiring):
+    for call in wiring.calls:
+        pads = _pads(wiring, call) if isinstance(call.operation, turning.WINDOWS) else None
         if pads and any(before != after for before, after in pads[1]):
             return True
     return False
 
 
-def _pads(trace, call):
+def _pads(wiring, call):
     """The tensor that a convolution reads before all padding, and the padding; None if it is not known."""
     source = call.inputs[0]
-    own = turning.padding_of(call.layer, source.shape[1:3])
+    own = turning.padding_of(call.operation, source.shape[1:3])
     if own is None:
         return None
-    before = trace.giver(source)
-    if call.layer.padding == "valid" and before and isinstance(before.layer, keras.layers.ZeroPadding2D) and len(trace.readers(source)) == 1:
-        return before.inputs[0], tuple(map(tuple, before.layer.padding))
+    before = wiring.giver(source)
+    if call.operation.padding == "valid" and before and isinstance(before.operation, keras.layers.ZeroPadding2D) and len(wiring.readers(source)) == 1:
+        return before.inputs[0], tuple(map(tuple, before.operation.padding))
     return source, own
 
 
@@ -140,10 +140,10 @@ def _difference(model, rewritten):
 class _Builder:
     """Builds the new graph call by call."""
 
-    def __init__(self, trace: Trace, turn: bool):
+    def __init__(self, wiring: Wiring, turn: bool):
         self.rows, self.left = [], []
-        self._trace, self._turn = trace, turn
-        self._new = {id(tensor): tensor for tensor in tree.flatten(trace.inputs)}  # id of a tensor of the trace -> the new one
+        self._wiring, self._turn = wiring, turn
+        self._new = {id(tensor): tensor for tensor in tree.flatten(wiring.inputs)}  # id of a tensor of the old graph -> the new one
         self._turned = set()  # ids of new tensors that are turned
         self._flips, self._layers, self._copies, self._names = {}, {}, [], set()
         self._gates, self._heads = self._regions()
@@ -153,10 +153,10 @@ class _Builder:
 
     def model(self, original: keras.Model) -> keras.Model:
         """The new model, with the weights of `original`."""
-        for call in self._trace.calls:
+        for call in self._wiring.calls:
             self._rebuild(call)
-        outputs = tree.map_structure(lambda tensor: self._get(tensor, turned=False), self._trace.outputs)
-        built = keras.Model(self._trace.inputs, outputs, name=original.name)
+        outputs = tree.map_structure(lambda tensor: self._get(tensor, turned=False), self._wiring.outputs)
+        built = keras.Model(self._wiring.inputs, outputs, name=original.name)
         for layer, copy, change in self._copies:
             if layer.weights:
                 copy.set_weights(change(layer.get_weights()))
@@ -169,26 +169,26 @@ class _Builder:
 
     def _regions(self):
         gates, heads = {}, {}
-        for pool in self._trace.calls:
-            if isinstance(pool.layer, turning.GLOBAL_POOLS) and pool.layer.data_format == "channels_last":
+        for pool in self._wiring.calls:
+            if isinstance(pool.operation, turning.GLOBAL_POOLS) and pool.operation.data_format == "channels_last":
                 inside, meets = [pool], False
                 for call in inside:
-                    for reader in (reader for tensor in tree.flatten(call.outputs) for reader in self._trace.readers(tensor)):
+                    for reader in (reader for tensor in tree.flatten(call.outputs) for reader in self._wiring.readers(tensor)):
                         if any(turning.is_map(tensor) for tensor in reader.inputs):
                             meets = True
                         elif reader not in inside:
                             inside.append(reader)
                 if meets and all(self._fits_gate(call) for call in inside):
                     gates |= {id(call): call for call in inside}
-                elif not meets and pool.layer.keepdims:
+                elif not meets and pool.operation.keepdims:
                     heads |= {id(call): call for call in inside if self._fits_head(call)}
                 elif meets:
-                    self.left.append({"layer": pool.layer.name, "why": "not all that follows it has a form with 1x1 convolutions"})
+                    self.left.append({"layer": pool.operation.name, "why": "not all that follows it has a form with 1x1 convolutions"})
         return gates, heads
 
     @staticmethod
     def _fits_gate(call):
-        layer, shape = call.layer, call.output.shape
+        layer, shape = call.operation, output_of(call).shape
         if isinstance(layer, keras.layers.Reshape):
             return len(shape) == 4 and tuple(shape[1:3]) == (1, 1)
         dense = type(layer) is keras.layers.Dense and len(shape) == 2
@@ -196,54 +196,54 @@ class _Builder:
 
     @staticmethod
     def _fits_head(call):
-        layer, shape = call.layer, call.output.shape
+        layer, shape = call.operation, output_of(call).shape
         if isinstance(layer, (keras.layers.Reshape, keras.layers.Flatten)):
             return len(shape) == 2
         return _is_1x1(layer) or isinstance(layer, turning.GLOBAL_POOLS) or turning.is_pointwise(layer)
 
     def _fold(self, call):
         """Take the constants of a hard sigmoid, relu6(x + 3) / 6, into the convolutions around it: XNNPACK has no channels-first form of them."""
-        layer = call.layer
+        layer = call.operation
         if _activation(layer) == "hard_sigmoid" and isinstance(layer, keras.layers.Activation):
             before, after = self._convolution_before(call), self._convolution_after(call)
             if before and after:
-                self._shifts[id(before.layer)], self._scales[id(after.layer)] = 3.0, 1 / 6
+                self._shifts[id(before.operation)], self._scales[id(after.operation)] = 3.0, 1 / 6
                 self._note(layer, "its constants taken into the convolutions around it")
         elif _scalar(call) is not None and type(layer).__name__ == "Add" and (before := self._convolution_before(call)):
-            self._shifts[id(before.layer)] = _scalar(call)
+            self._shifts[id(before.operation)] = _scalar(call)
             self._skip(call)
         elif _scalar(call) is not None and type(layer).__name__ == "Multiply" and (after := self._convolution_after(call)):
-            self._scales[id(after.layer)] = _scalar(call)
+            self._scales[id(after.operation)] = _scalar(call)
             self._skip(call)
 
     def _skip(self, call):
         self._skipped.add(id(call))
-        self._note(call.layer, "left out: its constant is taken into a convolution")
+        self._note(call.operation, "left out: its constant is taken into a convolution")
 
     def _convolution_before(self, call):
         """The 1x1 convolution with a bias whose only reader a call is."""
-        before = self._trace.giver(call.inputs[0])
-        fits = before and _is_1x1(before.layer) and before.layer.use_bias and _activation(before.layer) == "linear"
+        before = self._wiring.giver(call.inputs[0])
+        fits = before and _is_1x1(before.operation) and before.operation.use_bias and _activation(before.operation) == "linear"
         return before if fits and self._is_alone(before) else None
 
     def _convolution_after(self, call):
         """The 1x1 convolution that alone reads the product of a gate and feature maps."""
-        product = self._trace.readers(call.output)
-        if len(product) != 1 or not any(turning.is_map(tensor) for tensor in product[0].inputs) or type(product[0].layer).__name__ != "Multiply":
+        product = self._wiring.readers(output_of(call))
+        if len(product) != 1 or not any(turning.is_map(tensor) for tensor in product[0].inputs) or type(product[0].operation).__name__ != "Multiply":
             return None
-        after = self._trace.readers(product[0].output)
-        outputs = {id(tensor) for tensor in tree.flatten(self._trace.outputs)}
-        fits = len(after) == 1 and _is_1x1(after[0].layer) and id(product[0].output) not in outputs
+        after = self._wiring.readers(output_of(product[0]))
+        outputs = {id(tensor) for tensor in tree.flatten(self._wiring.outputs)}
+        fits = len(after) == 1 and _is_1x1(after[0].operation) and id(output_of(product[0])) not in outputs
         return after[0] if fits and self._is_alone(after[0], readers=None) else None
 
     def _is_alone(self, call, readers=1):
-        calls = sum(each.layer is call.layer for each in self._trace.calls)
-        return calls == 1 and readers in (None, len(self._trace.readers(call.output)))
+        calls = sum(each.operation is call.operation for each in self._wiring.calls)
+        return calls == 1 and readers in (None, len(self._wiring.readers(output_of(call))))
 
     # One call
 
     def _rebuild(self, call):
-        layer = call.layer
+        layer = call.operation
         if id(call) in self._gates:
             new = self._in_gate(call)
         elif id(call) in self._heads:
@@ -251,8 +251,8 @@ class _Builder:
         elif isinstance(layer, turning.WINDOWS) and turning.is_map(call.inputs[0]):
             new = self._window(call)
         elif isinstance(layer, keras.layers.ZeroPadding2D):
-            readers = [reader for reader in self._trace.readers(call.output) if isinstance(reader.layer, turning.WINDOWS)]
-            if any((_pads(self._trace, reader) or [None])[0] is call.inputs[0] for reader in readers):
+            readers = [reader for reader in self._wiring.readers(output_of(call)) if isinstance(reader.operation, turning.WINDOWS)]
+            if any((_pads(self._wiring, reader) or [None])[0] is call.inputs[0] for reader in readers):
                 return  # part of the convolution behind it
             new = self._padding(call)
         elif isinstance(layer, turning.POOLS):
@@ -266,16 +266,16 @@ class _Builder:
         """The same layer on the new tensors."""
         on_maps = [tensor for tensor in call.inputs if turning.is_map(tensor)]
         turned = any(id(self._new[id(tensor)]) in self._turned for tensor in on_maps)
-        if turned and not isinstance(call.layer, turning.GLOBAL_POOLS) and not turning.is_pointwise(call.layer):
-            raise _Left(call.layer.name, "it looks at positions in an order that cannot be turned exactly")
+        if turned and not isinstance(call.operation, turning.GLOBAL_POOLS) and not turning.is_pointwise(call.operation):
+            raise _Left(call.operation.name, "it looks at positions in an order that cannot be turned exactly")
         args, kwargs = tree.map_structure(lambda value: self._get(value, turned), (call.args, call.kwargs))
-        outputs = self._copy(call.layer)(*args, **kwargs)
+        outputs = self._copy(call.operation)(*args, **kwargs)
         if turned:
             self._mark(*[tensor for tensor in tree.flatten(outputs) if turning.is_map(tensor)])
         return outputs
 
     def _window(self, call):
-        layer, found = call.layer, _pads(self._trace, call)
+        layer, found = call.operation, _pads(self._wiring, call)
         if found is None:
             if self._turn:
                 raise _Left(layer.name, "its padding depends on sizes that are not fixed")
@@ -292,8 +292,8 @@ class _Builder:
             self._note(layer, "kernel turned by 180 degrees")
         keeps = layer.padding == "same" and turning.strides_of(layer) == (1, 1) and changed == pads
         if not keeps and any(map(any, changed)):
-            before = self._trace.giver(call.inputs[0])
-            name = before.layer.name if source is not call.inputs[0] else f"{layer.name}_pad"
+            before = self._wiring.giver(call.inputs[0])
+            name = before.operation.name if source is not call.inputs[0] else f"{layer.name}_pad"
             x = self._named(keras.layers.ZeroPadding2D, name=name, padding=changed)(x)
             if self._turn:
                 self._mark(x)
@@ -305,10 +305,10 @@ class _Builder:
         return output
 
     def _padding(self, call):
-        padding = tuple(map(tuple, call.layer.padding))
+        padding = tuple(map(tuple, call.operation.padding))
         if self._turn:
             padding = tuple(pair[::-1] for pair in padding)
-        output = self._copy(call.layer, padding=padding)(self._get(call.inputs[0], self._turn))
+        output = self._copy(call.operation, padding=padding)(self._get(call.inputs[0], self._turn))
         if self._turn:
             self._mark(output)
         return output
@@ -316,19 +316,19 @@ class _Builder:
     def _pooling(self, call):
         if self._turn:
             sizes = call.inputs[0].shape[1:3]
-            pads = turning.padding_of(call.layer, sizes)
-            if pads is None or turning.turned(pads, sizes, call.layer) != pads:
-                raise _Left(call.layer.name, "turned, it would pool other positions")
-        output = self._copy(call.layer)(self._get(call.inputs[0], self._turn))
+            pads = turning.padding_of(call.operation, sizes)
+            if pads is None or turning.turned(pads, sizes, call.operation) != pads:
+                raise _Left(call.operation.name, "turned, it would pool other positions")
+        output = self._copy(call.operation)(self._get(call.inputs[0], self._turn))
         if self._turn:
             self._mark(output)
         return output
 
     def _in_gate(self, call):
-        layer = call.layer
+        layer = call.operation
         if id(call) in self._skipped:
             return self._new[id(call.inputs[0])]
-        if _activation(layer) == "hard_sigmoid" and id(getattr(self._trace.giver(call.inputs[0]), "layer", None)) in self._shifts:
+        if _activation(layer) == "hard_sigmoid" and id(getattr(self._wiring.giver(call.inputs[0]), "operation", None)) in self._shifts:
             return self._named(keras.layers.ReLU, name=layer.name, max_value=6.0)(self._new[id(call.inputs[0])])
         if isinstance(layer, keras.layers.Reshape):
             self._note(layer, "left out: pooling keeps its dimensions")
@@ -344,7 +344,7 @@ class _Builder:
         return self._copy(layer, **_on_last_axis(layer))(*args, **kwargs)
 
     def _in_head(self, call):
-        layer = call.layer
+        layer = call.operation
         if isinstance(layer, (keras.layers.Reshape, keras.layers.Flatten)):
             return self._new[id(call.inputs[0])]
         if _is_1x1(layer):
@@ -361,7 +361,7 @@ class _Builder:
     # Tensors
 
     def _get(self, value, turned):
-        """The new tensor for one of the trace, of the same shape, turned or not; anything else as it is."""
+        """The new tensor for one of the old graph, of the same shape, turned or not; anything else as it is."""
         if not isinstance(value, keras.KerasTensor):
             return value
         tensor = self._new[id(value)]
@@ -432,7 +432,7 @@ def _activation(layer):
 
 def _scalar(call):
     """The number that an operation between layers adds or multiplies by, or None."""
-    if isinstance(call.layer, keras.layers.Layer) or len(call.inputs) != 1 or len(call.args) != 2:
+    if isinstance(call.operation, keras.layers.Layer) or len(call.inputs) != 1 or len(call.args) != 2:
         return None
     [other] = [each for each in call.args if each is not call.inputs[0]] or [None]
     return float(other) if isinstance(other, (int, float)) else None

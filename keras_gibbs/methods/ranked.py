@@ -106,6 +106,16 @@ class RankedMethod(FollowsWeights, SharesCounts, PruningMethod):
             return {"cut_key": key, "cut_index": ops.minimum(index, _count_groups(weight, state) - 1)}
         return {"decision": ops.cast(ranking.top(keys, state["kept"]), "bool")}
 
+    def decide_again(self, weight, state, moved):
+        if not self.structure.one_contest:
+            return super().decide_again(weight, state, moved)
+        keys = self.keys(weight, state)
+        if "cut_key" in state:
+            key, index = ranking.cut_again(keys, state["kept"], state["cut_key"], state["cut_index"], moved)
+            return {"cut_key": key, "cut_index": ops.minimum(index, _count_groups(weight, state) - 1)}
+        cut = ranking.cut_again(keys, state["kept"], moved, moved, moved)  # without a stored one
+        return {"decision": ops.where(moved > 0, ops.cast(ranking.keep(keys, *cut), "bool"), state["decision"])}
+
     def mode(self, weight, state):
         if "cut_key" in state:
             return ranking.keep(self.keys(weight, state), state["cut_key"], state["cut_index"])

@@ -29,6 +29,11 @@ class FollowsWeights:
         """The state that `mode` needs: found once after the weights have moved, exactly, and stored for every inference step until they move again."""
         return {}
 
+    def decide_again(self, weight: Tensor, state: Mapping[str, Tensor], moved: Tensor) -> dict[str, Tensor]:
+        """`decide` where `moved`, a scalar int32, is not 0, else what is stored: for small weights, where few operations count more than an idle one."""
+        stored = {name: state[name] for name in self.decided if name in state}
+        return keras.ops.cond(moved > 0, lambda: {name: self.decide(weight, state)[name] for name in stored}, lambda: stored)
+
 
 class ObservesGradients:
     """State that follows the gradients of training."""

@@ -38,20 +38,11 @@ def compiled(function):
     return function
 
 
-def traced(function):
-    """`function`, a pure function of tensors, as one node of the graphs it is called from on TensorFlow: soon compiled, and not fused."""
-    if keras.backend.backend() != "tensorflow":
-        return compiled(function)
-    import tensorflow as tf
-
-    graph = tf.function(functools.partial(function), autograph=False, experimental_attributes={"_noinline": True})
-    return lambda *args: graph(*tf.nest.map_structure(tf.convert_to_tensor, args))
-
-
 def traced_once(*ranks):
     """A decorator: trace a pure function of int32 tensors of these ranks once, for every shape; a call costs a graph one node.
 
-    It is not fused by itself, and serves what is needed now and then for weights of many shapes. On JAX, where shapes are fixed, the function as it is.
+    It is not fused by itself, and serves what is needed now and then for weights of many shapes. No argument should be a constant: TensorFlow makes a copy
+    of the function for every call with one, and optimizes each. On JAX, where shapes are fixed, the function as it is.
     """
 
     def decorate(function):
@@ -65,6 +56,11 @@ def traced_once(*ranks):
         return lambda *args: (traced() if keras.backend.backend() == "tensorflow" else function)(*args)
 
     return decorate
+
+
+def runs_at_once() -> bool:
+    """Whether a single operation outside of a compiled function runs at once; JAX compiles every one for every shape it meets."""
+    return keras.backend.backend() != "jax"
 
 
 def is_known(value) -> bool:

@@ -55,6 +55,10 @@ def _int(value):
     return ops.convert_to_tensor(np.int32(value))
 
 
+def _size(flat):  # within a function that is traced for any shape a tensor
+    return ops.cast(ops.shape(flat)[0], "int32")
+
+
 def _count(condition):
     return ops.sum(ops.cast(condition, "int32"))
 
@@ -104,22 +108,35 @@ def cut(keys: Tensor, kept: Tensor | int, guess: Tensor | None = None) -> tuple[
     """
     if is_known(keys) and is_known(kept):
         return _cut_on_host(ops.convert_to_numpy(keys), int(ops.convert_to_numpy(kept)))
-    size = math.prod(keys.shape)
-    search, guess = (_cut_from_scratch, _int(0)) if guess is None else (_cut_from_guess, guess)
-    return search(ops.reshape(keys, (-1,)), ops.arange(size, dtype="int32"), _int(size), ops.cast(kept, "int32"), guess)
+    keys, kept = ops.reshape(keys, (-1,)), ops.cast(kept, "int32")
+    return _cut_from_scratch(keys, kept) if guess is None else _cut_from_guess(keys, kept, guess)
 
 
-@traced_once(1, 1, 0, 0, 0)
-def _cut_from_scratch(keys, positions, size, kept, guess):
-    return _cut_at(order_statistic(keys, ops.clip(size - kept, 0, size - 1)), keys, positions, size, kept)
+@traced_once(1, 0)
+def _cut_from_scratch(keys, kept):
+    size = _size(keys)
+    return _cut_at(order_statistic(keys, ops.clip(size - kept, 0, size - 1)), keys, kept)
 
 
-@traced_once(1, 1, 0, 0, 0)
-def _cut_from_guess(keys, positions, size, kept, guess):
-    return _cut_at(track(lambda: keys, size - kept, guess, 0, size), keys, positions, size, kept)
+@traced_once(1, 0, 0)
+def _cut_from_guess(keys, kept, guess):
+    size = _size(keys)
+    return _cut_at(track(lambda: keys, size - kept, guess, 0), keys, kept)
 
 
-def _cut_at(key, keys, positions, size, kept):
+def cut_again(keys: Tensor, kept: Tensor, key: Tensor, index: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
+    """`cut` where `moved` is not 0, found from the last cut `(key, index)`; else that itself. All scalars int32."""
+    return _cut_again(ops.reshape(keys, (-1,)), ops.cast(kept, "int32"), key, index, moved)
+
+
+@traced_once(1, 0, 0, 0, 0)
+def _cut_again(keys, kept, key, index, moved):
+    return ops.cond(moved > 0, lambda: _cut_from_guess(keys, kept, key), lambda: (key, index))
+
+
+def _cut_at(key, keys, kept):
+    size = _size(keys)
+    positions = ops.arange(ops.shape(keys)[0], dtype="int32")
     key = ops.where(ops.equal(kept, 0), _int(HIGHEST), key)
     wanted = kept - _count(keys > key)  # so many of the equal ones
     tied = keys == key
@@ -219,7 +236,7 @@ def quantile(scores: Tensor, rank: Tensor | int, offset: Tensor | float, guess: 
     return value + ops.cast(offset, "float32") * (following - value)
 
 
-def track(keys: Callable[[], Tensor], below: Tensor | int, guess: Tensor, tolerance: int, size: Tensor | None = None) -> Tensor:
+def track(keys: Callable[[], Tensor], below: Tensor | int, guess: Tensor, tolerance: int) -> Tensor:
     """A key with about `below` keys under it, found from a guess.
 
     One count confirms a guess that still holds. Otherwise the search steps away from it with doubling steps until it has the answer between two
@@ -231,7 +248,6 @@ def track(keys: Callable[[], Tensor], below: Tensor | int, guess: Tensor, tolera
         below: Scalar int32, how many keys should lie under the result.
         guess: Scalar int32, a key to start from: the last step's result.
         tolerance: How far the count may be from `below`, in keys.
-        size: Scalar int32, the number of keys, where their shape does not tell.
 
     Returns:
         Scalar int32.
@@ -265,7 +281,7 @@ def track(keys: Callable[[], Tensor], below: Tensor | int, guess: Tensor, tolera
             step = ops.where(bracketed, step + 1, ops.minimum(step * 2, _int(2**29)))
             return key, _count(array < key), low, high, below_low, below_high, step
 
-        start = (guess, first, _int(LOWEST), _int(HIGHEST), _int(0), _int(math.prod(array.shape)) if size is None else size, _int(_FIRST_STEP))
+        start = (guess, first, _int(LOWEST), _int(HIGHEST), _int(0), _size(ops.reshape(array, (-1,))), _int(_FIRST_STEP))
         key, count, low, *_ = ops.while_loop(unsettled, move, start)
         return ops.where(is_off(count), low, key)
 

@@ -46,7 +46,7 @@ class Hamiltonian(Configuration):
         """Raise `ValueError` where the law is not defined for `structure`."""
         if structure.coupled and not self.one_spin_per_group:
             raise ValueError(
-                f"Under `Filter(coupled=True)` a channel is one bit, and {type(self).__name__} gives every weight a spin of its own. "
+                f"Under `{structure.brief()}` a group is one bit, and {type(self).__name__} gives every weight a spin of its own. "
                 f"Received: hamiltonian={self!r}. Use `hamiltonian=Independent()`, the default there, or `Filter()`."
             )
 

@@ -123,7 +123,9 @@ def follow(calls: Trace, first: Flow | None = None) -> Flow:
 
 def _apply(flow, site):
     layer = site.layer
-    if isinstance(layer, layers.Layer) and any(leaf is True for leaf in tree.flatten(site.args)):
+    args, kwargs = site.args
+    flags = tree.flatten((args, {name: value for name, value in kwargs.items() if name != "use_causal_mask"}))
+    if isinstance(layer, layers.Layer) and any(leaf is True for leaf in flags):
         return flow.stop(site, f"{site.describe()} is called as in training, always")
     if type(layer) is layers.TimeDistributed:
         return _in_time(flow, site)

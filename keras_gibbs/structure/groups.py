@@ -24,11 +24,13 @@ class Structure(Configuration):
         removes_outputs: True where removing a group removes an output channel of the layer.
         one_contest: False where the groups of a weight fall into several contests.
         coupled: True where one decision is taken for all weights of a model that make a channel, and for what follows them.
+        of_heads: True where these channels are the heads of attention.
     """
 
     removes_outputs = False
     one_contest = True
     coupled = False
+    of_heads = False
 
     def axes(self, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """The axes of the weight that become (channels, positions, groups)."""
@@ -130,19 +132,55 @@ class Filter(Structure):
         return layout.inputs, layout.positions, layout.outputs
 
     def check(self, weight):
-        if self.coupled and not weight.layout.rows:
-            raise ValueError(
-                f"`Filter(coupled=True)` needs to know what reads the channels of {weight.path!r}. Prune a whole Sequential or Functional model of Keras 3 by "
-                f"`keras_gibbs.prune`, or use `Filter()`. Received: the {weight.name} of a {type(weight.owner).__name__}."
-            )
-        if not weight.layout.filters:
+        if self.coupled:
+            _check_rows(self, weight)
+        elif not weight.layout.filters:
             raise ValueError(
                 f"`Filter()` cannot prune {weight.path!r}: its outputs are tied to those of other weights, or each reads one channel. Use `Kernel()` for it, "
                 f"or leave it out with `where=`. Received: the {weight.name} of a {type(weight.owner).__name__}."
             )
 
     def filled(self, shape, layout):
-        # Not only where weights are, but how much each counts: the mean of their worth is then the mean over the variables of their means.
-        if len(layout.rows) < 2:
-            return None
-        return np.concatenate([np.full(rows, 1.0 / rows, "float32") for rows in layout.rows]).reshape(-1, 1, 1, 1)
+        return _counting_alike(layout.rows)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Head(Structure):
+    """A head of attention is a group: its queries, keys and values with their biases, of which one decision is taken.
+
+    For MultiHeadAttention and GroupQueryAttention, where the heads that share keys and values are one group. A removed head gives exactly zero, in training as
+    at inference, and `shrink` takes it out of the layer; one head stays. Everything else is left as it is. As `Filter(coupled=True)`, for whole Sequential and
+    Functional models; an attention whose scores are outputs, or whose mask has an entry for each head, keeps its heads.
+
+    Example:
+
+    >>> kg.Magnitude(sparsity=0.5, structure=kg.Head())
+    """
+
+    coupled = True
+    of_heads = True
+
+    def axes(self, layout):
+        return layout.inputs, layout.positions, layout.outputs
+
+    def check(self, weight):
+        _check_rows(self, weight)
+
+    def filled(self, shape, layout):
+        return _counting_alike(layout.rows)
+
+
+def _check_rows(structure, weight):
+    if not weight.layout.rows:
+        raise ValueError(
+            f"`{structure.brief()}` needs to know what reads the channels of {weight.path!r}. Prune a whole Sequential or Functional model of Keras 3 by "
+            f"`keras_gibbs.prune`, or use another structure. Received: the {weight.name} of a {type(weight.owner).__name__}."
+        )
+
+
+def _counting_alike(rows):
+    """How much each weight counts, so that the mean of their worth is the mean over the variables of their means; None for a single variable."""
+    if len(rows) < 2:
+        return None
+    return np.concatenate([np.full(count, 1.0 / count, "float32") for count in rows]).reshape(-1, 1, 1, 1)

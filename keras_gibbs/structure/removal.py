@@ -8,7 +8,8 @@ from keras_gibbs.structure.constants import array_of
 from keras_gibbs.structure.flow import Flow
 from keras_gibbs.structure.states import Use
 
-COUNTS = ("filters", "units", "output_dim", "output_shape")  # the numbers in configs that say how many channels a layer makes
+HEADS = ("num_heads", "num_key_value_heads")
+COUNTS = ("filters", "units", "output_dim", "output_shape", *HEADS)  # the numbers in configs that say how many channels, or heads, a layer makes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,7 +83,8 @@ def _short(flow, roots, removed, round_to):
             continue
         gone = removed[size.ids]
         kept = int((~gone).sum())
-        missing = min(len(gone), -(-max(kept, 1) // round_to) * round_to) - kept
+        multiple = 1 if size.keys[0] in HEADS else round_to
+        missing = min(len(gone), -(-max(kept, 1) // multiple) * multiple) - kept
         if missing:
             strengths = _strengths(flow, roots) if strengths is None else strengths
             places = np.flatnonzero(gone)

@@ -29,7 +29,8 @@ def export_saved_model(model: keras.Model, path: str | os.PathLike) -> None:
     Example:
 
     >>> kg.export_saved_model(pruned, "build/digits")
-    >>> tf.saved_model.load("build/digits").serve(images)
+    >>> served = tf.saved_model.load("build/digits")
+    >>> served.serve(images)
     """
     require_path(path)
     path = Path(os.path.realpath(path))  # a link keeps pointing to the model

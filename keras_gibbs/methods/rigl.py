@@ -30,6 +30,7 @@ class RigL(ObservesGradients, DynamicMethod):
     Example:
 
     >>> pruned = kg.prune(model, kg.RigL(0.9))
+    >>> pruned.compile("sgd", loss)
     >>> pruned.fit(x, y, epochs=60, callbacks=[kg.GibbsPruningCallback(update_freq="batch")])
 
     Reference: Evci et al. 2020, Rigging the Lottery, https://arxiv.org/abs/1911.11134, algorithm 1. As in their code, a weight that is dropped and grown in one

@@ -23,6 +23,7 @@ class SET(DynamicMethod):
     Example:
 
     >>> pruned = kg.prune(model, kg.SET(0.9))
+    >>> pruned.compile("sgd", loss)
     >>> pruned.fit(x, y, epochs=60, callbacks=[kg.GibbsPruningCallback(update_freq="batch")])
 
     Reference: Mocanu et al. 2018, https://arxiv.org/abs/1707.04780.

@@ -285,8 +285,8 @@ class MaskedWeight:
         if isinstance(self.method, LearnsMasks):
             masked, mask, updates = self._compiled("train", decayed, state, key, draw)
         elif self._is_large:
-            masked, keeps, updates = self._compiled("fused_step", *still)
-            masked = _linked(decayed, masked, lambda gradient: self._compiled("mask_gradient", gradient, {}, keeps))
+            masked, mask, updates = self._compiled("fused_step", *still)
+            masked = _linked(decayed, masked, lambda gradient: self._compiled("mask_gradient", gradient, {}, mask))
         else:
             mask, updates = self._compiled("step", *still)
             masked = self.masks.apply(decayed, mask, state)

@@ -62,3 +62,21 @@ def test_methods_that_differ_in_numbers_share_what_is_compiled():
     one, other = kg.Gibbs.recommended(0.5, settle=0.4), kg.Gibbs.recommended(0.9)
     assert one.without_numbers() == other.without_numbers() != kg.Gibbs(0.5).without_numbers()
     assert one == kg.Gibbs.recommended(0.5, settle=0.4)  # and are not changed
+
+
+@pytest.mark.parametrize("method", [kg.Gibbs(0.9, beta=3.0), kg.Magnitude(0.5)])
+def test_a_weight_beyond_the_longest_row_trains_and_infers_as_others_do(method, monkeypatch):
+    """Its mask and product are one pass over memory, with a gradient of their own."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(32, 20)).astype("float32"), rng.normal(size=(32, 3)).astype("float32")
+
+    def trained():
+        keras.utils.set_random_seed(0)
+        model = kg.prune(keras.Sequential([keras.Input((20,)), keras.layers.Dense(30, activation="tanh"), keras.layers.Dense(3)]), method, seed=1)
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        losses = model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[kg.GibbsPruningCallback()]).history["loss"]
+        return losses, model.predict(x, verbose=0), kg.sparsity(model), [numpy(weight) for weight in model.trainable_weights]
+
+    small = trained()
+    monkeypatch.setattr("keras_gibbs.weights.LONGEST", 10)
+    keras.tree.map_structure(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6), small, trained())

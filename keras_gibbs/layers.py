@@ -17,6 +17,7 @@ from keras_gibbs.structure.building import build_by_shape, build_for, is_built, 
 from keras_gibbs.structure.copying import Plain
 from keras_gibbs.structure.graph import walk
 from keras_gibbs.structure.prunable import prunable_weights
+from keras_gibbs.structure.trace import output_spec
 from keras_gibbs.substitution import call_with, with_removed
 from keras_gibbs.typing import Tensor
 from keras_gibbs.weights import MaskedWeight
@@ -226,7 +227,7 @@ class Pruned(Wrapping, keras.layers.Wrapper):
         return call_with(self.layer, values + biases, args, kwargs)
 
     def compute_output_spec(self, *args, training=None, **kwargs):
-        return self.layer.compute_output_spec(*args, **kwargs)
+        return output_spec(self.layer, args, kwargs)
 
     def compute_output_shape(self, *args, **kwargs):
         return self.layer.compute_output_shape(*args, **kwargs)

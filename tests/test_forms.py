@@ -263,3 +263,23 @@ def test_a_student_is_distilled_and_a_gan_is_pruned_by_its_parts():
     distiller.compile("adam", "mse")
     distiller.fit(*data(), epochs=2, verbose=0, callbacks=[kg.GibbsPruningCallback()])
     assert kg.sparsity(kg.strip_pruning(pruned)) == 0.5
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Residual(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(8)
+
+    def call(self, x):
+        return x + self.dense(x)  # in float16 only where the layer has cast its input
+
+
+def test_a_block_of_ones_own_is_pruned_under_mixed_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        inputs = keras.Input((8,))
+        model = keras.Model(inputs, layers.Dense(2, dtype="float32")(Residual(name="block")(inputs)))
+        assert kg.sparsity(kg.prune(model, kg.Magnitude(0.5), seed=1)) == 0.5
+    finally:
+        keras.config.set_dtype_policy("float32")

@@ -81,7 +81,8 @@ def lasting_name(layer) -> str:
     """The name of a layer, less the number that Keras appends where it makes the name itself."""
     words = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", type(layer).__name__))
     made = re.sub("([a-z])([A-Z])", r"\1_\2", words).lower()
-    return made if re.fullmatch(rf"{made}(_\d+)?", layer.name) else layer.name
+    found = re.fullmatch(rf"((forward_|backward_)?{made})(_\d+)?", layer.name)  # Bidirectional puts its word before the name
+    return found[1] if found else layer.name
 
 
 def unique(name: str, taken: set[str]) -> str:

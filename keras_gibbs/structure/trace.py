@@ -94,7 +94,7 @@ class _Tracer:
                 inputs = [inputs[own.name] for own in operation.inputs]
             self.calls.append(Call(operation, "/".join(names), (inputs,), {}, ()))
             return self.run(operation, inputs, names)
-        outputs = operation.compute_output_spec(*args, **kwargs)
+        outputs = output_spec(operation, args, kwargs)
         self.calls.append(Call(operation, "/".join(names), args, kwargs, outputs))
         return outputs
 
@@ -110,6 +110,18 @@ class _Tracer:
 
     def _origin(self, leaf):
         return self._origins[id(leaf)][0] if id(leaf) in self._origins else leaf
+
+
+def output_spec(operation, args, kwargs):
+    """What an operation gives on `KerasTensor`s when it is called: a layer casts its inputs first, which `compute_output_spec` alone does not."""
+
+    def cast(x):
+        if not isinstance(x, keras.KerasTensor) or not getattr(operation, "autocast", False) or not x.dtype.startswith(("float", "bfloat")):
+            return x
+        return keras.KerasTensor(x.shape, dtype=operation.input_dtype, name=x.name)
+
+    args, kwargs = tree.map_structure(cast, (args, kwargs))
+    return operation.compute_output_spec(*args, **kwargs)
 
 
 class _Probe(keras.Operation):

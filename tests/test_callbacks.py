@@ -177,6 +177,7 @@ def test_one_epoch_of_unknown_length_is_refused_before_its_first_step(method):
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_one_epoch_of_unknown_length_does_where_nothing_moves_or_its_steps_are_given():
     model = tiny(kg.Magnitude(0.5))
@@ -294,6 +295,7 @@ def test_a_method_without_figures_logs_its_sparsity():
     assert history.history["sparsity"] == sorted(history.history["sparsity"])
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_can_be_loaded_and_predicts_as_it_did(tmp_path):
     path, x = tmp_path / "best.keras", data()[0]
 

@@ -30,7 +30,7 @@ def fit(model, *callbacks, epochs=5):
     return model.fit(x, y, batch_size=8, epochs=epochs, verbose=0, shuffle=False, validation_data=(x, y), callbacks=list(callbacks)).history
 
 
-@pytest.mark.few(jax=["True"])
+@pytest.mark.few(tensorflow=["False"], jax=["True"])
 @pytest.mark.filterwarnings("ignore:The schedule")
 @pytest.mark.parametrize("first", [True, False])
 def test_the_callbacks_of_keras_stand_before_or_after(first, tmp_path):
@@ -112,6 +112,7 @@ def test_int8_keeps_the_zeros_of_a_stripped_model():
         assert (numpy(layer.kernel)[zero] == 0).all() and (numpy(layer.kernel)[~zero] != 0).any() and zero.mean() >= 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_lora_keeps_the_zeros_of_the_base_kernel():
     model = stripped()

@@ -88,6 +88,7 @@ def test_the_optimizer_keeps_nothing_for_the_curvature():
     assert len(pruned.optimizer.variables) == len(dense.optimizer.variables)
 
 
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_curvature_under_mixed_precision(policy):
@@ -189,7 +190,7 @@ class Masks(keras.callbacks.Callback):
         self.kernels.append([numpy(layer.layer.kernel) for layer in kg.pruned_layers(self.model)])
 
 
-@pytest.mark.few(jax=["method2"])
+@pytest.mark.few(tensorflow=["method0", "method2"], jax=["method2"])
 @pytest.mark.parametrize(
     "method",
     [

@@ -186,6 +186,7 @@ def test_integer_and_one_hot_labels_give_the_same_energies():
     assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_only_a_part_of_the_batch_is_scored():
     x, y = images()
@@ -275,6 +276,7 @@ def test_a_best_state_that_stays_for_patience_steps_ends_the_search():
     assert ended == [False, False, False, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_a_search_that_has_ended_can_be_begun_again():
     model = pruned()
@@ -286,6 +288,7 @@ def test_a_search_that_has_ended_can_be_begun_again():
     assert history["converged"] == [0.0, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_strip_says_that_no_callback_was_there():
     model = pruned()
@@ -371,6 +374,7 @@ def test_a_callable_is_an_objective():
     assert model.energies.min() == model.population.sum(1).min()
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_regression_and_several_outputs_take_an_objective_of_their_own():
     inputs = keras.Input((4,))

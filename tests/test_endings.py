@@ -55,7 +55,7 @@ def progress(model):
     return found
 
 
-@pytest.mark.once
+@pytest.mark.few(tensorflow=["epoch-0.25-True", "batch-0.35-False"], jax=[])
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("frequency, last", [("epoch", 2 / 8), ("batch", 2.8 / 8)])
 def test_a_stop_leaves_the_schedules_where_the_last_validation_saw_them(first, frequency, last):
@@ -68,6 +68,7 @@ def test_a_stop_leaves_the_schedules_where_the_last_validation_saw_them(first, f
     assert "stopped early" in message and "initial_epoch=3, epochs=8" in message and "`sparsity`" in message
 
 
+@pytest.mark.slow
 def test_what_is_stopped_goes_on_as_it_is_told_to():
     model, callback = network(), kg.GibbsPruningCallback("batch")
     fit(model, StopAfter(1), callback, epochs=4)
@@ -124,6 +125,7 @@ def test_restored_weights_keep_the_progress_they_were_trained_at(first, stopped)
         assert "restored weights" in told[0] and f"initial_epoch={at + 1}, epochs=6" in told[0]
 
 
+@pytest.mark.slow
 def test_a_fit_that_goes_back_is_told():
     model = network()
     fit(model, StopAfter(2), kg.GibbsPruningCallback("batch"), epochs=4)

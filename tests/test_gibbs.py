@@ -165,6 +165,7 @@ def test_sparsity_zero_keeps_every_weight_at_any_temperature(structure):
         assert samples(layer, 3).all() and numpy(layer.mask()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_a_higher_beta_never_moves_a_keep_probability_toward_one_half():
     kernel = normal(4, 10)

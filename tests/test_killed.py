@@ -123,6 +123,7 @@ def run(name, backup, last, delay=0.0):
     return subprocess.run([sys.executable, "-c", RUN, name, backup, str(last), str(delay)], env=environment, capture_output=True, text=True, timeout=900)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_bits(tmp_path):
     """One moment, in the middle of an epoch, with all kinds in one model; `-m slow` kills 20 times."""
     killed = run("subclassed", str(tmp_path), 2 * STEPS + 2)

@@ -88,7 +88,7 @@ def test_wrapping_a_built_layer_keeps_its_weights(layer_case):
     assert same(weights(layer), before)
 
 
-@pytest.mark.few(jax=["gibbs", "gibbs-filter", "magnitude-global", "gumbel", "edropout"])
+@pytest.mark.few(tensorflow=["gibbs", "gibbs-filter", "gibbs-curvature", "magnitude-global", "gumbel", "edropout", "rigl"], jax=["gibbs", "gumbel"])
 @every_method
 def test_the_training_outputs_are_those_of_the_mask_that_was_drawn(method, with_xla):
     layer_case = LAYERS["conv2d"]
@@ -229,7 +229,7 @@ def test_a_large_layer_infers_with_its_exact_mask_after_a_training_step(with_xla
 # Gradients.
 
 
-@pytest.mark.few(jax=["gibbs", "gibbs-kernel", "gumbel", "rigl"])
+@pytest.mark.few(tensorflow=["gibbs", "gibbs-kernel", "gibbs-curvature", "magnitude-global", "gumbel", "edropout", "rigl"], jax=["gibbs", "gumbel"])
 @every_method
 def test_a_masked_weight_has_a_gradient_of_exactly_zero(method, with_xla):
     layer_case = LAYERS["conv2d"]

@@ -69,6 +69,7 @@ def kernels(model):
     return {masked.path: numpy(masked.value()).copy() for layer in kg.pruned_layers(model) for masked in layer.masked_weights}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restart", ["rewind", "learning_rate", "fine_tune"])
 def test_every_round_removes_the_smallest_survivors_and_goes_back(restart):
     pruned = pruned_network()

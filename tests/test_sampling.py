@@ -145,6 +145,7 @@ def test_log_weights_are_those_of_enumeration(spins, beta, coupling):
         np.testing.assert_allclose(weights[:, system], exact - exact[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize(("beta", "coupling"), [(1.0, 0.0), (1.0, 0.005), (1.0, 0.05), (2.0, -0.05), (1e3, 0.001)])
 def test_25_spins_match_a_recursion_in_float64(beta, coupling):
@@ -228,6 +229,7 @@ def filter_hamiltonian(field, coupling):
     return 0.5 * (states @ np.float64(field).ravel() - coupling * states[:, :half].sum(1) * states[:, half:].sum(1))
 
 
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize(("shape", "beta", "coupling"), [((2, 2), 0.7, 0.3), ((2, 3), 1.0, 0.3), ((3, 2), 1.0, -0.3), ((5, 1), 0.5, 0.5)])
 def test_a_mixing_chain_reaches_the_enumerated_law(shape, beta, coupling):

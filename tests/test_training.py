@@ -209,6 +209,7 @@ class Counting(keras.layers.Layer):
         return inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("update_freq", "jit"), [("batch", "auto"), ("epoch", True)])
 def test_annealing_never_retraces(update_freq, jit, with_xla):
     keras.utils.set_random_seed(1)
@@ -280,6 +281,7 @@ def test_the_tracked_threshold_has_its_fraction_of_weights_below_it_at_every_ste
     assert int(np.array(model.layers[0].mask()).sum()) == exact(12_000, sparsity if isinstance(sparsity, float) else sparsity.stop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", [0.9, kg.Polynomial(0.0, 0.9, end=0.7)])
 def test_magnitude_in_a_large_layer_removes_its_fraction_at_every_step(sparsity):
     model, steps = fit_large(kg.Magnitude(sparsity))
@@ -333,6 +335,7 @@ def test_several_steps_an_execution_class_weights_sample_weights_and_validation_
     assert [int(np.array(layer.mask()).sum()) for layer in kg.pruned_layers(model)] == KEPT
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_several_steps_an_execution_draw_a_mask_each():
     losses, draws = [], []
@@ -441,6 +444,7 @@ def test_averaged_weights_are_masked_by_their_own_ranking():
     assert np.max(np.abs(difference)) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
 def test_kernels_of_other_floats_are_pruned(dtype):

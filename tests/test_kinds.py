@@ -218,3 +218,12 @@ def test_one_mask_a_step_for_all_places_where_a_layer_is_called():
         assert np.abs(numpy(pruned([x, x], training=True))).max() == 0  # two masks would differ
     first, second = (numpy(layer.mask(training=True)) for _ in range(2))
     assert (first != second).any()
+
+
+def test_the_parts_of_a_bidirectional_have_the_same_paths_in_every_model_of_a_process():
+    def paths():
+        inputs = keras.Input(SEQUENCE)
+        model = keras.Model(inputs, layers.Dense(2, name="head")(layers.Bidirectional(layers.GRU(3), name="both")(inputs)))
+        return [path for layer in kg.pruned_layers(kg.prune(model, kg.Magnitude(0.5), seed=0)) for path in layer.masks()]
+
+    assert paths() == paths()

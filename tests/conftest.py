@@ -11,12 +11,17 @@ from keras_gibbs.weights import compiled_masks
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(items):
     """Marks that leave a test to `make test-all` become `slow`."""
-    backend = keras.backend.backend()
+    backend, cases = keras.backend.backend(), {}
     for item in items:
         few = item.get_closest_marker("few")
-        left_out = few is not None and item.callspec.id not in few.kwargs.get(backend, [item.callspec.id])
-        if left_out or (backend == "jax" and item.get_closest_marker("once")):
+        chosen = few.kwargs.get(backend) if few else None
+        if chosen is not None:
+            cases.setdefault((item.nodeid.split("[")[0], tuple(chosen)), []).append(item.callspec.id)
+        if (chosen is not None and item.callspec.id not in chosen) or (backend == "jax" and item.get_closest_marker("once")):
             item.add_marker(pytest.mark.slow)
+    for (test, chosen), known in cases.items():
+        if len(known) > 1 and not set(chosen) <= set(known):
+            raise pytest.UsageError(f"`few` of {test} names {sorted(set(chosen) - set(known))}, which are none of its cases: {known}.")
 
 
 def pytest_collection_finish():

@@ -145,6 +145,7 @@ def test_a_run_that_is_killed_again_and_again_loses_nothing(name, kills, tmp_pat
         if ended.returncode != -signal.SIGKILL:
             break
         done += 1
+        backup.mkdir(exist_ok=True)  # Keras deletes it where training has ended, and the kill came after that
         print(f"{name}: killed {delay:.3f} s after the beginning of batch {last}; left {sorted(path.name for path in backup.iterdir())}", flush=True)
         if not (backup / "training_metadata.json").exists():  # Keras cannot read its first backup where that was cut off, of a dense model neither
             (backup / "latest.weights.h5").unlink(missing_ok=True)

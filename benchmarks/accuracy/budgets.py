@@ -87,21 +87,21 @@ _FULL = (
 
 _SURVEY = tuple(Part("resnet8", at(level, *SURVEY), (0,)) for level in (90, 95))
 
+
+def _every(suite, rate=None):
+    return tuple(variant.name for variant in SUITES[suite].variants if rate is None or variant.name.endswith(f"-{rate:g}") or variant.name == "dense")
+
+
 CHANNELS = ("resnet", "alexnet", "squeezenet")
 ENERGIES, LIKE = ("edropout-margin", "edropout-cross-entropy", "edropout-keep", "edropout-margin-keep"), ("magnitude", "random", "gibbs")
 SETTINGS = ("edropout-population-16", "edropout-search-3-4", "edropout-search-1-4", "edropout-parents", "edropout-xor", "edropout-part")
-_ALL_CHANNELS = tuple(variant.name for variant in SUITES["channels-resnet8"].variants)
 _CHANNELS = (
-    Part("channels-resnet8", _ALL_CHANNELS, (0, 1)),
+    Part("channels-resnet8", _every("channels-resnet8"), (0, 1)),
     *(Part(f"channels-{name}", ("dense", *ENERGIES, *LIKE), (0,)) for name in CHANNELS),
     Part("channels-alexnet", SETTINGS, (0,)),
     *(Part(f"channels-{name}", ("dense", "edropout-keep", "magnitude", "random"), (1, 2)) for name in CHANNELS),
     Part("channels-fashion", ("dense", "edropout-keep", "magnitude", "random"), (0, 1, 2)),
 )
-
-
-def _every(suite, rate=None):
-    return tuple(variant.name for variant in SUITES[suite].variants if rate is None or variant.name.endswith(f"-{rate:g}") or variant.name == "dense")
 
 
 _SUBNETWORKS = (

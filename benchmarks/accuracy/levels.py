@@ -28,9 +28,7 @@ def families(suite, results):
 def leading(suite, results):
     """Those of them that the question is about, at most four, and what a reader calls them; the first four where none is."""
     found = families(suite, results)
-    names = {**LEADING, suite.rival: LEADING["tfmot"]}
-    if suite.rival != "tfmot":
-        del names["tfmot"]
+    names = {suite.rival if family == "tfmot" else family: name for family, name in LEADING.items()}
     return {family: name for family, name in names.items() if family in found} or {family: family for family in found[:4]}
 
 

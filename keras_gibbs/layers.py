@@ -58,6 +58,7 @@ class Pruned(Wrapping, keras.layers.Wrapper):
 
     wraps_for_pruning = True
     masks_weights = True
+    weight_class = MaskedWeight
 
     def __new__(cls, layer=None, *args, **kwargs):
         return layer if Plain.is_on else super().__new__(cls, layer, *args, **kwargs)
@@ -106,7 +107,11 @@ class Pruned(Wrapping, keras.layers.Wrapper):
                 build_by_shape(self.layer, input_shape)
         if self.masked_weights:
             return
-        self.masked_weights = self._make_weights()
+        weights = self._chosen()
+        self.masked_weights = [
+            self.weight_class(weight, self.method, split(self.seed, index) if index else self.seed, self._adder(weight, len(weights) > 1))
+            for index, weight in enumerate(weights)
+        ]
         self._progress = add_variable(self, "progress", NEVER, **_STILL)
         self._draws = add_variable(self, "draws", 0, "int32", **_STILL)  # how many masks were drawn
         self._moved = add_variable(self, "moved", 1, "int32", **_STILL)  # 1 once weights or counts have changed since `decide`
@@ -114,13 +119,6 @@ class Pruned(Wrapping, keras.layers.Wrapper):
             self.prepare()
         self.freeze()
         self.built = True
-
-    def _make_weights(self):
-        weights = self._chosen()
-        return [
-            MaskedWeight(weight, self.method, split(self.seed, index) if index else self.seed, self._adder(weight, len(weights) > 1))
-            for index, weight in enumerate(weights)
-        ]
 
     @property
     def members(self) -> list:

@@ -32,7 +32,7 @@ def measure(budget: Budget, model: keras.Model, weights: list, structure, scores
     """
     if budget.measure in ("params", "macs"):
         return (_channels if structure.coupled else _weights)(budget, model, weights, structure)
-    each = [math.prod(structure.shape(weight.shape, weight.layout)[:2]) for weight in weights]
+    each = _group_sizes(weights, structure)
     build = _shrunken(model, weights, scores) if structure.coupled else _masked(model, weights, structure, scores)
 
     @functools.cache
@@ -43,10 +43,14 @@ def measure(budget: Budget, model: keras.Model, weights: list, structure, scores
     return lambda counts: spent(tuple(counts)), None if structure.coupled or budget.measure == "cost" else each
 
 
+def _group_sizes(weights, structure):
+    return [math.prod(structure.shape(weight.shape, weight.layout)[:2]) for weight in weights]
+
+
 def _weights(budget, model, weights, structure):
     """Every weight that is kept costs the same wherever it is used the same number of times."""
     times = dict.fromkeys(map(id, model.weights), 1) if budget.measure == "params" else applications(trace(model).calls)
-    each = [math.prod(structure.shape(weight.shape, weight.layout)[:2]) for weight in weights]
+    each = _group_sizes(weights, structure)
     sizes, rates = [math.prod(weight.shape) for weight in weights], [times.get(id(weight.variable), 0) for weight in weights]
     whole = sum(times.get(id(variable), 0) * math.prod(variable.shape) for variable in model.weights)
     others = whole - sum(rate * size for rate, size in zip(rates, sizes, strict=True))

@@ -10,7 +10,6 @@ from keras_gibbs.coupling.places import Places, spread, unpacked
 from keras_gibbs.coupling.plan import CoupledPrunable, Part, variable_paths
 from keras_gibbs.coupling.weights import CoupledWeight, Drawn
 from keras_gibbs.layers import Pruned
-from keras_gibbs.numerics.noise import split
 from keras_gibbs.structure.graph import walk
 from keras_gibbs.structure.layouts import coupled_layout
 from keras_gibbs.typing import Tensor
@@ -30,6 +29,8 @@ class CoupledLayer(Pruned):
         parts: What of the layer goes with channels, a list of dicts with the fields of a `Part`.
     """
 
+    weight_class = CoupledWeight
+
     def __init__(self, layer, method, *, owned=(), parts=(), **kwargs):
         self._owned, self._parts = [dict(each) for each in owned], [Part(**part) for part in parts]
         self._linked = []
@@ -38,7 +39,7 @@ class CoupledLayer(Pruned):
     def _check_layer(self, layer):
         pass  # a layer without weights that can be pruned may have some that follow others
 
-    def _make_weights(self):
+    def _chosen(self):
         first = {path: part.variable for part in self._parts for path, number, _ in part.groups if number == 0}
         variables = self.variables_by_path()
         owners = {id(variable): part for part in walk(self.layer) for variable in part.weights}
@@ -47,10 +48,7 @@ class CoupledLayer(Pruned):
             variable = variables[first[each["path"]]]
             layout = coupled_layout(tuple(each["rows"]))
             weights.append(CoupledPrunable(each["path"], owners[id(variable)], variable.name, variable, layout, each["size"]))
-        return [
-            CoupledWeight(weight, self.method, split(self.seed, index) if index else self.seed, self._adder(weight, len(weights) > 1))
-            for index, weight in enumerate(weights)
-        ]
+        return weights
 
     def variables_by_path(self) -> dict:
         """The variables of the layer that is wrapped, by their paths from below it."""

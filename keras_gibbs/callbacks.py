@@ -8,7 +8,7 @@ from keras_gibbs.arguments import require_flag
 from keras_gibbs.layers import pruned_layers
 from keras_gibbs.methods.traits import ChecksTraining, SearchesModel, scope_of
 from keras_gibbs.model import distribute, sparsity
-from keras_gibbs.optimizers import clear_slots
+from keras_gibbs.optimizers import build_early, clear_slots
 from keras_gibbs.search.population import Searching
 from keras_gibbs.wrapping import mean_figures
 
@@ -268,6 +268,10 @@ class GibbsPruningCallback(Annealing, keras.callbacks.Callback):
     def forget(self, model, variable, where):
         if getattr(model, "optimizer", None) is not None:
             clear_slots(model.optimizer, model.trainable_variables, variable, where)
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        build_early(self.model)
 
     def on_test_begin(self, logs=None):
         if self.model is not None:

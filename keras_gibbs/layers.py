@@ -180,7 +180,7 @@ class Pruned(Wrapping, keras.layers.Wrapper):
         return next(iter(self.masks(training).values()))
 
     def _draw(self):
-        return self._draws.value // self.sites
+        return self._draws.value if self.sites == 1 else self._draws.value // self.sites
 
     def _next_draw(self, calls=1):
         draw = self._draw()

@@ -15,7 +15,7 @@ from keras_gibbs.numerics.compilation import compiled, runs_at_once
 from keras_gibbs.numerics.noise import Uniform, halves
 from keras_gibbs.numerics.ranking import count_removed
 from keras_gibbs.numerics.replicas import sum_over_replicas
-from keras_gibbs.numerics.rows import LONGEST, lengthened, row_length, shortened
+from keras_gibbs.numerics.rows import LONGEST, lengthened, reported_length, row_length, shortened
 from keras_gibbs.specs import Spec
 from keras_gibbs.structure.layouts import Layout
 from keras_gibbs.structure.prunable import Prunable
@@ -173,7 +173,7 @@ class CompiledMasks:
         method = masks.method.without_numbers()
         self._shape, self._size = masks.shape, math.prod(masks.shape)
         self._length = row_length(self._size) if method.lengthens else None
-        self._masks = Masks(method, (self._length,), Layout((), (), (0,))) if self._length else dataclasses.replace(masks, method=method)
+        self._masks = _of_row(method, self._length) if self._length else dataclasses.replace(masks, method=method)
 
     def __call__(self, function: str, weight: Tensor, state: State, *args):
         """`masks.<function>(weight, state, *args)`."""
@@ -184,10 +184,23 @@ class CompiledMasks:
         args = [lengthened(x, self._length, axis=2) if len(x.shape) == 4 else x for x in args]
         return tree.map_structure(self._restore, run(row, self._masks.method.lengthen(state, self._size, self._length), *args))
 
+    def report(self, function: str, weight: Tensor, state: State, *args):
+        """`masks.<function>(weight, state, *args)`, which gives scalars, now: for rows of fewer lengths, which are made on the host."""
+        if not self._length or self._size > LONGEST:
+            return self(function, weight, state, *args)
+        method, length = self._masks.method, reported_length(self._size)
+        row = lengthened(ops.convert_to_numpy(weight).reshape(-1), length)
+        state = method.lengthen(tree.map_structure(ops.convert_to_numpy, state), self._size, length)
+        return compiled_masks(_of_row(method, length), function)(row, state, *args)
+
     def _restore(self, x):
         if len(x.shape) == 1:
             return ops.reshape(shortened(x, self._size), self._shape)
         return shortened(x, self._size, axis=2) if len(x.shape) == 4 else x
+
+
+def _of_row(method, length):
+    return Masks(method, (length,), Layout((), (), (0,)))
 
 
 def _linked(weight, masked, back):
@@ -280,7 +293,7 @@ class MaskedWeight:
         """What `train` gives, and the mask: arranged, or in the shape of the weight."""
         weight, state, key = self.trained(), self.values(), ops.convert_to_tensor(self.key)
         # What is compiled is not differentiated where masks do not learn: so it is compiled once, and the gradient is the mask.
-        still = ops.stop_gradient(weight), tree.map_structure(ops.stop_gradient, self._without_decision(state)), key, draw
+        still = ops.stop_gradient(weight), self._still(self._without_decision(state)), key, draw
         decayed = self._decayed(weight, state)
         if isinstance(self.method, LearnsMasks):
             masked, mask, updates = self._compiled("train", decayed, state, key, draw)
@@ -296,6 +309,10 @@ class MaskedWeight:
     def _without_decision(self, state):
         """The state that a sample needs: where a method stores a decision, training finds what it needs of it."""
         return {name: value for name, value in state.items() if name != "decision"} if isinstance(self.method, FollowsWeights) else state
+
+    def _still(self, state):
+        """The state without gradients, which reach only what is trained or overwritten."""
+        return {name: ops.stop_gradient(value) if self.state[name].trainable else value for name, value in state.items()}
 
     def _decayed(self, weight, state):
         """`weight` itself; on the way back its gradient gains the method's decay times the weight."""
@@ -376,7 +393,7 @@ class MaskedWeight:
         weight, state = self.value(), self.values()
         if runs_at_once() and not self._is_large:
             return getattr(self.masks, function)(weight, state, *args)
-        return self._compiled(function, weight, state, *args)
+        return self._compiled.report(function, weight, state, *args)
 
     def scores(self, scale: float = 1.0) -> np.ndarray:
         """The scores by which a ranking method compares the groups, of `scale` times the weight; shape `(groups,)`, for a structure of one contest.

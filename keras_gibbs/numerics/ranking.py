@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from keras import ops
 
-from keras_gibbs.numerics.compilation import is_known, traced_once
+from keras_gibbs.numerics.compilation import is_known, runs_at_once, traced_once
 from keras_gibbs.typing import Tensor
 
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
@@ -59,6 +59,10 @@ def _size(flat):  # within a function that is traced for any shape a tensor
     return ops.cast(ops.shape(flat)[0], "int32")
 
 
+def _bit(place):  # bit 31 is LOWEST itself, which added to LOWEST gives 0
+    return ops.left_shift(_int(1), ops.cast(place, "int32"))
+
+
 def _count(condition):
     return ops.sum(ops.cast(condition, "int32"))
 
@@ -79,7 +83,7 @@ def _search(below, low, high):
 
 
 def order_statistic(keys: Tensor, rank: Tensor | int) -> Tensor:
-    """The key with exactly `rank` keys before it in ascending order (0 is the smallest).
+    """The key with exactly `rank` keys before it in ascending order (0 is the smallest), found bit by bit.
 
     Args:
         keys: int32 tensor, any shape.
@@ -88,10 +92,12 @@ def order_statistic(keys: Tensor, rank: Tensor | int) -> Tensor:
     Returns:
         Scalar int32.
     """
-    # Search the sign bit first, so that high - low never overflows.
-    negative = _count(keys < 0) > rank
-    low, high = ops.where(negative, _int(LOWEST), _int(0)), ops.where(negative, _int(0), _int(HIGHEST))
-    return _search(lambda middle: _count(keys < middle) > rank, low, high)
+
+    def add_bit(index, found):
+        candidate = found + _bit(31 - index)
+        return ops.where(_count(keys < candidate) > rank, found, candidate)
+
+    return ops.fori_loop(0, 32, add_bit, _int(LOWEST))
 
 
 def cut(keys: Tensor, kept: Tensor | int, guess: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -109,6 +115,8 @@ def cut(keys: Tensor, kept: Tensor | int, guess: Tensor | None = None) -> tuple[
     if is_known(keys) and is_known(kept):
         return _cut_on_host(ops.convert_to_numpy(keys), int(ops.convert_to_numpy(kept)))
     keys, kept = ops.reshape(keys, (-1,)), ops.cast(kept, "int32")
+    if not runs_at_once():
+        return _cut_by_bits(keys, kept)
     return _cut_from_scratch(keys, kept) if guess is None else _cut_from_guess(keys, kept, guess)
 
 
@@ -126,12 +134,36 @@ def _cut_from_guess(keys, kept, guess):
 
 def cut_again(keys: Tensor, kept: Tensor, key: Tensor, index: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
     """`cut` where `moved` is not 0, found from the last cut `(key, index)`; else that itself. All scalars int32."""
-    return _cut_again(ops.reshape(keys, (-1,)), ops.cast(kept, "int32"), key, index, moved)
+    keys, kept = ops.reshape(keys, (-1,)), ops.cast(kept, "int32")
+    if not runs_at_once():
+        return ops.cond(moved > 0, lambda: _cut_by_bits(keys, kept), lambda: (key, index))
+    return _cut_again(keys, kept, key, index, moved)
 
 
 @traced_once(1, 0, 0, 0, 0)
 def _cut_again(keys, kept, key, index, moved):
     return ops.cond(moved > 0, lambda: _cut_from_guess(keys, kept, key), lambda: (key, index))
+
+
+def _cut_by_bits(keys, kept):
+    """The cut in one small loop of more counts: for a backend that compiles it anew for every weight, where two loops would take longer to compile than to run.
+
+    Keys, the largest first, and of equal ones their positions, are compared as pairs; the last kept pair is found bit by bit.
+    """
+    size = keys.shape[0]
+    places = max(1, (size - 1).bit_length())
+    positions, falling = ops.arange(size, dtype="int32"), ops.bitwise_not(keys)
+
+    def add_bit(step, found):
+        of_key = step < 32
+        key = ops.where(of_key, found[0] + _bit(31 - step), found[0])
+        position = ops.where(of_key, 0, found[1] + _bit(31 + places - step))
+        before = ops.logical_or(falling < key, ops.logical_and(ops.equal(falling, key), positions < position))
+        accepted = _count(before) < kept
+        return ops.where(accepted, key, found[0]), ops.where(accepted, position, found[1])
+
+    key, position = ops.fori_loop(0, 32 + places, add_bit, (_int(LOWEST), _int(0)))
+    return ops.bitwise_not(key), ops.where(kept > 0, position, _int(-1))
 
 
 def _cut_at(key, keys, kept):

@@ -1,10 +1,12 @@
 """Rows of a few lengths: weights of many sizes, filled up with zeros, share the functions that are compiled for one length."""
 
+import numpy as np
 from keras import ops
 
 from keras_gibbs.typing import Tensor
 
 SHORTEST, LONGEST = 2**12, 2**20  # weights beyond the longest row are few in a model, and a copy of one costs time: they keep their own size
+REPORTED = (2**14, 2**17, 2**20)  # of what runs seldom: longer rows take less time than the compilation of more lengths
 
 
 def row_length(size: int) -> int:
@@ -15,10 +17,18 @@ def row_length(size: int) -> int:
     return next(length for length in (SHORTEST, 4 * SHORTEST, -(-size // quarter) * quarter) if length >= size)
 
 
+def reported_length(size: int) -> int:
+    """The length of the row in which a report of a weight of `size` entries is compiled; `size` beyond `LONGEST`."""
+    return next((length for length in REPORTED if length >= size), size)
+
+
 def lengthened(x: Tensor, length: int, axis: int = 0) -> Tensor:
-    """`x` with zeros after its end along `axis`, up to `length`."""
+    """`x` with zeros after its end along `axis`, up to `length`; a NumPy array where it is one."""
     missing = length - x.shape[axis]
-    return ops.pad(x, [(0, missing if index == axis else 0) for index in range(len(x.shape))]) if missing else x
+    widths = [(0, missing if index == axis else 0) for index in range(len(x.shape))]
+    if isinstance(x, np.ndarray):
+        return np.pad(x, widths)
+    return ops.pad(x, widths) if missing else x
 
 
 def shortened(x: Tensor, size: int, axis: int = 0) -> Tensor:

@@ -180,7 +180,8 @@ class Pruned(Wrapping, keras.layers.Wrapper):
         return next(iter(self.masks(training).values()))
 
     def _draw(self):
-        return self._draws.value if self.sites == 1 else self._draws.value // self.sites
+        draws = ops.convert_to_tensor(self._draws)  # as it is now, whatever is assigned later
+        return draws if self.sites == 1 else draws // self.sites
 
     def _next_draw(self, calls=1):
         draw = self._draw()

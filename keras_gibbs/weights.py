@@ -11,7 +11,7 @@ from keras import ops, tree
 
 from keras_gibbs.methods.base import PruningMethod
 from keras_gibbs.methods.traits import DecaysWeights, FollowsWeights, LearnsMasks, ObservesGradients, RemovesUnits, SharesCounts, method_for
-from keras_gibbs.numerics.compilation import compiled, runs_at_once
+from keras_gibbs.numerics.compilation import compiled, runs_at_once, traced_for_any_length
 from keras_gibbs.numerics.noise import Uniform, halves
 from keras_gibbs.numerics.ranking import count_removed
 from keras_gibbs.numerics.replicas import sum_over_replicas
@@ -112,6 +112,11 @@ class Masks:
         """The weight under the deterministic mask, which rests on the decision as it is stored."""
         return self.apply(weight, self.stored(weight, state), state)
 
+    def infer_small(self, weight: Tensor, state: State, moved: Tensor) -> tuple[Tensor, State]:
+        """`refresh_small`, and `infer` with what that gives."""
+        updates = self.refresh_small(weight, state, moved)
+        return self.infer(weight, state | updates), updates
+
     def stored(self, weight: Tensor, state: State) -> Tensor:
         """The deterministic mask, which rests on the decision as it is stored; arranged."""
         return self.method.mode(self.arrange(weight), state | self._filled)
@@ -156,10 +161,26 @@ class Masks:
         return updates
 
 
+class AnyLength(Masks):
+    """The masks of a row whose length is not known; for methods that lengthen, whose groups are single weights."""
+
+    def arrange(self, weight):
+        return ops.reshape(ops.cast(ops.stop_gradient(weight), "float32"), (1, 1, -1, 1))
+
+    def restore(self, arranged):
+        return ops.reshape(arranged, (-1,))
+
+
 @functools.lru_cache(maxsize=1024)
 def compiled_masks(masks: Masks, function: str) -> Callable:
     """`masks.<function>`, compiled; weights of one kind share it, and with it the time that takes."""
     return compiled(getattr(masks, function))
+
+
+@functools.lru_cache(maxsize=1024)
+def traced_masks(masks: Masks, function: str, kind: tuple) -> Callable:
+    """`masks.<function>` of rows of any length, traced for a `kind` of weight: its dtype and the names of its state."""
+    return traced_for_any_length(getattr(masks, function))
 
 
 class CompiledMasks:
@@ -171,7 +192,7 @@ class CompiledMasks:
 
     def __init__(self, masks: Masks):
         method = masks.method.without_numbers()
-        self._shape, self._size = masks.shape, math.prod(masks.shape)
+        self._own, self._shape, self._size = masks, masks.shape, math.prod(masks.shape)
         self._length = row_length(self._size) if method.lengthens else None
         self._masks = _of_row(method, self._length) if self._length else dataclasses.replace(masks, method=method)
 
@@ -183,6 +204,14 @@ class CompiledMasks:
         row = lengthened(ops.reshape(weight, (-1,)), self._length)
         args = [lengthened(x, self._length, axis=2) if len(x.shape) == 4 else x for x in args]
         return tree.map_structure(self._restore, run(row, self._masks.method.lengthen(state, self._size, self._length), *args))
+
+    def infer_small(self, weight: Tensor, state: State, moved: Tensor) -> tuple[Tensor, State]:
+        """`masks.infer_small(weight, state, moved)`, traced once for weights of every length where the method allows it: few operations in the graph."""
+        if not self._length:
+            return self._own.infer_small(weight, state, moved)
+        run = traced_masks(_of_row(self._masks.method, 0, AnyLength), "infer_small", (weight.dtype, *state))
+        row, updates = run(ops.reshape(weight, (-1,)), state, moved)
+        return ops.reshape(row, self._shape), updates
 
     def report(self, function: str, weight: Tensor, state: State, *args):
         """`masks.<function>(weight, state, *args)`, which gives scalars, now: for rows of fewer lengths, which are made on the host."""
@@ -199,8 +228,8 @@ class CompiledMasks:
         return shortened(x, self._size, axis=2) if len(x.shape) == 4 else x
 
 
-def _of_row(method, length):
-    return Masks(method, (length,), Layout((), (), (0,)))
+def _of_row(method, length, kind=Masks):
+    return kind(method, (length,), Layout((), (), (0,)))
 
 
 def _linked(weight, masked, back):
@@ -352,10 +381,14 @@ class MaskedWeight:
         weight, state = self.value(), self.values()
         if not isinstance(self.method, FollowsWeights) or not any(name in state for name in self.method.decided):
             return self.masks.infer(weight, state)
-        updates = self._compiled("refresh", weight, state, moved) if self._is_large else self.masks.refresh_small(weight, state, moved)
+        if not self._is_large:
+            masked, updates = self._compiled.infer_small(weight, state, moved)
+            self.assign(updates)
+            return masked
+        updates = self._compiled("refresh", weight, state, moved)
         self.assign(updates)
         state |= updates
-        return self._compiled("infer", weight, state) if self._is_large and "cut_key" in state else self.masks.infer(weight, state)
+        return self._compiled("infer", weight, state) if "cut_key" in state else self.masks.infer(weight, state)
 
     # Outside of it: values can be read, and nothing is compiled but the noise.
 

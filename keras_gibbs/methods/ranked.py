@@ -135,7 +135,7 @@ def _is_group(x, state):
 
 
 def _count_groups(weight, state):
-    return state["groups"] if "groups" in state else weight.shape[2]
+    return state["groups"] if "groups" in state else ops.shape(weight)[2]
 
 
 def mean_of(x: Tensor, state: Mapping[str, Tensor]) -> Tensor:

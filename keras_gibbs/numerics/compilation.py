@@ -58,6 +58,30 @@ def traced_once(*ranks):
     return decorate
 
 
+def traced_for_any_length(function):
+    """Trace a pure function of nested tensors once on TensorFlow, for every length of their longest axes; on JAX, where shapes are fixed, `function` itself.
+
+    Arguments have one axis that is free, the only one of a row and the third of four; a call costs a graph one node. As with `traced_once`, none should be
+    a constant.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    free = {0: [], 1: [None], 4: [1, 1, None, 1]}  # by rank
+    traced = []
+
+    def call(*args):
+        args = tf.nest.map_structure(tf.convert_to_tensor, args)
+        if not traced:
+            signature = tf.nest.map_structure(lambda x: tf.TensorSpec(free[x.shape.rank], x.dtype), args)
+            options = {"input_signature": signature, "autograph": False, "experimental_attributes": {"_noinline": True}}
+            traced.append(tf.function(functools.partial(function), **options))
+        return traced[0](*args)
+
+    return call
+
+
 def runs_at_once() -> bool:
     """Whether a single operation outside of a compiled function runs at once; JAX compiles every one for every shape it meets."""
     return keras.backend.backend() != "jax"

@@ -190,7 +190,7 @@ def _cut_on_host(keys, kept):
 
 def keep(keys: Tensor, key: Tensor, index: Tensor) -> Tensor:
     """The mask that a `cut` stands for: float32 in the shape of `keys`, 1 where it keeps."""
-    positions = ops.reshape(ops.arange(math.prod(keys.shape), dtype="int32"), keys.shape)
+    positions = ops.reshape(ops.arange(ops.size(keys), dtype="int32"), ops.shape(keys))
     tied_and_first = ops.logical_and(keys == key, positions <= index)
     return ops.cast(ops.logical_or(keys > key, tied_and_first), "float32")
 
@@ -275,8 +275,7 @@ def track(keys: Callable[[], Tensor], below: Tensor | int, guess: Tensor, tolera
     counted keys, and interpolates; it ends when a counted key is within `tolerance`, or at the order statistic itself where ties leave no such key.
 
     Args:
-        keys: Function without arguments that gives the int32 keys: called once for the count that confirms, and again, inside the branch, for the
-            search, so that a confirmed guess never writes the keys to memory.
+        keys: Function without arguments that gives the int32 keys, called for every count: fused with it, keys are never written to memory.
         below: Scalar int32, how many keys should lie under the result.
         guess: Scalar int32, a key to start from: the last step's result.
         tolerance: How far the count may be from `below`, in keys.
@@ -288,34 +287,29 @@ def track(keys: Callable[[], Tensor], below: Tensor | int, guess: Tensor, tolera
     def is_off(count):
         return ops.absolute(count - below) > tolerance
 
-    def search():
-        array = keys()
+    def unsettled(key, count, low, high, below_low, below_high, step):
+        return ops.logical_and(is_off(count), low < high - 1)
 
-        def unsettled(key, count, low, high, below_low, below_high, step):
-            return ops.logical_and(is_off(count), low < high - 1)
+    def move(key, count, low, high, below_low, below_high, step):
+        too_low = count < below
+        low, below_low = ops.where(too_low, key, low), ops.where(too_low, count, below_low)
+        high, below_high = ops.where(too_low, high, key), ops.where(too_low, below_high, count)
+        upward = ops.where(key > HIGHEST - step, _int(HIGHEST - 1), key + step)
+        downward = ops.where(key < LOWEST + step, _int(LOWEST + 1), key - step)
+        outward = ops.where(too_low, ops.minimum(upward, high - 1), ops.maximum(downward, low + 1))
+        bracketed = ops.logical_and(low != LOWEST, high != HIGHEST)
+        # Between two counted keys, where the count should be if keys were evenly spread; every third step halves, in case they are not.
+        width = high - low  # may overflow, to a negative number
+        share = ops.cast(below - below_low, "float32") / ops.maximum(ops.cast(below_high - below_low, "float32"), 1.0)
+        across = ops.cast(ops.cast(width, "float32") * share, "int32")
+        inward = low + ops.clip(across, 1, ops.maximum(width - 1, 1))
+        halve = ops.logical_or(width < 2, ops.equal(step % 3, 0))
+        inward = ops.where(halve, _middle(low, high), inward)
+        key = ops.where(bracketed, inward, outward)
+        step = ops.where(bracketed, step + 1, ops.minimum(step * 2, _int(2**29)))
+        return key, _count(keys() < key), low, high, below_low, below_high, step
 
-        def move(key, count, low, high, below_low, below_high, step):
-            too_low = count < below
-            low, below_low = ops.where(too_low, key, low), ops.where(too_low, count, below_low)
-            high, below_high = ops.where(too_low, high, key), ops.where(too_low, below_high, count)
-            upward = ops.where(key > HIGHEST - step, _int(HIGHEST - 1), key + step)
-            downward = ops.where(key < LOWEST + step, _int(LOWEST + 1), key - step)
-            outward = ops.where(too_low, ops.minimum(upward, high - 1), ops.maximum(downward, low + 1))
-            bracketed = ops.logical_and(low != LOWEST, high != HIGHEST)
-            # Between two counted keys, where the count should be if keys were evenly spread; every third step halves, in case they are not.
-            width = high - low  # may overflow, to a negative number
-            share = ops.cast(below - below_low, "float32") / ops.maximum(ops.cast(below_high - below_low, "float32"), 1.0)
-            across = ops.cast(ops.cast(width, "float32") * share, "int32")
-            inward = low + ops.clip(across, 1, ops.maximum(width - 1, 1))
-            halve = ops.logical_or(width < 2, ops.equal(step % 3, 0))
-            inward = ops.where(halve, _middle(low, high), inward)
-            key = ops.where(bracketed, inward, outward)
-            step = ops.where(bracketed, step + 1, ops.minimum(step * 2, _int(2**29)))
-            return key, _count(array < key), low, high, below_low, below_high, step
-
-        start = (guess, first, _int(LOWEST), _int(HIGHEST), _int(0), _size(ops.reshape(array, (-1,))), _int(_FIRST_STEP))
-        key, count, low, *_ = ops.while_loop(unsettled, move, start)
-        return ops.where(is_off(count), low, key)
-
-    first = _count(keys() < guess)
-    return ops.cond(is_off(first), search, lambda: guess)
+    array = keys()
+    start = (guess, _count(array < guess), _int(LOWEST), _int(HIGHEST), _int(0), _size(ops.reshape(array, (-1,))), _int(_FIRST_STEP))
+    key, count, low, *_ = ops.while_loop(unsettled, move, start)
+    return ops.where(is_off(count), low, key)

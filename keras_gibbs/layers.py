@@ -180,8 +180,7 @@ class Pruned(Wrapping, keras.layers.Wrapper):
         return next(iter(self.masks(training).values()))
 
     def _draw(self):
-        draws = ops.convert_to_tensor(self._draws)  # as it is now, whatever is assigned later
-        return draws if self.sites == 1 else draws // self.sites
+        return self._draws.value // self.sites
 
     def _next_draw(self, calls=1):
         draw = self._draw()

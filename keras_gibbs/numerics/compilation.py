@@ -96,3 +96,12 @@ def is_known(value) -> bool:
 
         return not isinstance(value, jax.core.Tracer)
     return not isinstance(value, keras.KerasTensor) and hasattr(value, "numpy")
+
+
+def is_known_now(value) -> bool:
+    """`is_known`, where nothing is being traced at all: also of a variable, which within a function stands for what it will hold."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.executing_eagerly() and is_known(value)
+    return is_known(value)

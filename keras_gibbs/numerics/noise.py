@@ -10,24 +10,49 @@ import math
 import numpy as np
 from keras import ops
 
+from keras_gibbs.numerics.compilation import is_known_now
 from keras_gibbs.typing import Tensor
 
 _GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: neighbouring positions land far apart
 _MIX = ((16, 0x7FEB352D), (15, 0x846CA68B))  # shifts and multipliers of the "lowbias32" finaliser (C. Wellons, hash prospector, 2018)
 
 
-def _word(value):
-    return ops.convert_to_tensor(np.uint32(value & 0xFFFFFFFF))
+class _Tensors:
+    """The operations of the hash on uint32 tensors."""
+
+    bitwise_xor, right_shift = staticmethod(ops.bitwise_xor), staticmethod(ops.right_shift)
+
+    @staticmethod
+    def word(value):
+        return ops.convert_to_tensor(np.uint32(value & 0xFFFFFFFF)) if isinstance(value, int) else ops.cast(value, "uint32")
+
+    @staticmethod
+    def positions(count):
+        return ops.cast(ops.arange(count, dtype="int32"), "uint32")  # TensorFlow has no uint32 range
 
 
-def _mix(x, inject=None):
+class _Arrays:
+    """The same on the host, at once: arrays of one entry, which overflow as tensors do."""
+
+    bitwise_xor, right_shift = staticmethod(np.bitwise_xor), staticmethod(np.right_shift)
+
+    @staticmethod
+    def word(value):
+        return np.array([int(ops.convert_to_numpy(value)) & 0xFFFFFFFF], "uint32")
+
+    @staticmethod
+    def positions(count):
+        return np.arange(count, dtype="uint32")
+
+
+def _mix(of, x, inject=None):
     """Scramble uint32 words one to one; `inject` is xor-ed in half way, so two keys never give the same sequence in another order."""
     (first, multiplier), (second, last_multiplier) = _MIX
-    x = ops.bitwise_xor(x, ops.right_shift(x, _word(first))) * _word(multiplier)
+    x = of.bitwise_xor(x, of.right_shift(x, of.word(first))) * of.word(multiplier)
     if inject is not None:
-        x = ops.bitwise_xor(x, inject)
-    x = ops.bitwise_xor(x, ops.right_shift(x, _word(second))) * _word(last_multiplier)
-    return ops.bitwise_xor(x, ops.right_shift(x, _word(16)))
+        x = of.bitwise_xor(x, inject)
+    x = of.bitwise_xor(x, of.right_shift(x, of.word(second))) * of.word(last_multiplier)
+    return of.bitwise_xor(x, of.right_shift(x, of.word(16)))
 
 
 class Uniform:
@@ -52,18 +77,21 @@ class Uniform:
     """
 
     def __init__(self, key: int | Tensor, counter: Tensor):
-        low, high = (_word(key), _word(key >> 32)) if isinstance(key, int) else ops.unstack(ops.cast(key, "uint32"), 2)
-        counter = ops.cast(counter, "uint32")
-        self._first = _mix(counter * _word(_GOLDEN) + low)
-        self._second = _mix(self._first + high + _word(_GOLDEN))
+        self._of = of = _Arrays if is_known_now(key) and is_known_now(counter) else _Tensors
+        if isinstance(key, int):
+            low, high = key & 0xFFFFFFFF, key >> 32
+        else:
+            low, high = ops.convert_to_numpy(key) if of is _Arrays else ops.unstack(ops.cast(key, "uint32"), 2)
+        self._first = _mix(of, of.word(counter) * of.word(_GOLDEN) + of.word(low))
+        self._second = _mix(of, self._first + of.word(high) + of.word(_GOLDEN))
 
     def __call__(self, shape: tuple[int, ...], stream: Tensor | int = 0) -> Tensor:
-        stream = ops.cast(stream, "uint32") * _word(_GOLDEN)
-        first = _mix(self._first + stream)
-        second = _mix(ops.bitwise_xor(self._second, stream) + first)
-        position = ops.cast(ops.arange(math.prod(shape), dtype="int32"), "uint32")  # TensorFlow has no uint32 range
-        bits = _mix(position * _word(_GOLDEN) + first, inject=second)
-        uniform = ops.cast(ops.right_shift(bits, _word(8)), "float32") * np.float32(2.0**-24)
+        of = self._of if is_known_now(stream) else _Tensors
+        stream = of.word(stream) * of.word(_GOLDEN)
+        first = _mix(of, self._first + stream)
+        second = _mix(of, of.bitwise_xor(self._second, stream) + first)
+        bits = _mix(of, of.positions(math.prod(shape)) * of.word(_GOLDEN) + first, inject=second)
+        uniform = ops.cast(of.right_shift(bits, of.word(8)), "float32") * np.float32(2.0**-24)
         return ops.reshape(uniform, shape)
 
 

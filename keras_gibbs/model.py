@@ -264,7 +264,7 @@ def protected(model, methods: list[PruningMethod]) -> set[int]:
     if not any(method.structure.removes_outputs and not method.structure.coupled for method in methods) or not graph.has_graph(model):
         return set()
     outputs = at_output(model)
-    return {id(part) for leaf in graph.leaves(model) if id(leaf) in outputs for part in graph.walk(leaf)}
+    return {id(part) for leaf in graph.leaves(model) if id(graph.unwrapped(leaf)) in outputs for part in graph.walk(leaf)}
 
 
 def why_skipped(weight: Prunable, method: PruningMethod, outputs: set[int]) -> str | None:

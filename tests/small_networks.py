@@ -120,7 +120,7 @@ def u_net():
     def body(x):
         low = layers.Conv2D(8, 3, padding="same", activation="relu")(layers.AveragePooling2D(2)(x))
         up = layers.Conv2DTranspose(5, 2, strides=2, activation="relu")(low)
-        x = layers.Concatenate()([x, up, layers.UpSampling2D(2)(low)])
+        x = layers.Concatenate()([x, up, layers.UpSampling2D(2)(low), layers.Resizing(6, 6)(low)])
         return layers.Conv2D(4, 3, padding="same")(layers.LeakyReLU()(layers.BatchNormalization()(x)))
 
     return _image(body)

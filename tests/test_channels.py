@@ -98,6 +98,8 @@ def one(layer, shape=(6, 6, 3)):
     "layer, reason",
     [
         (layers.ReLU(), None),
+        (layers.Resizing(7, 5), None),
+        (layers.Resizing(7, 5, pad_to_aspect_ratio=True, fill_value=1.0), "still not zero at 'next'"),
         (layers.LayerNormalization(name="norm"), "LayerNormalization 'norm' reads it"),
         (layers.GroupNormalization(2), "GroupNormalization"),
         (layers.RMSNormalization(), "RMSNormalization"),

@@ -16,12 +16,14 @@ from keras_gibbs.export import (
     Advice,
     choice,
     comparison,
+    conversion,
     export_saved_model,
     export_tflite,
     files,
     litert,
     samples,
     saved_model,
+    sharing,
     tflite,
     tflite_file,
     zeros,
@@ -236,6 +238,28 @@ def test_int8_of_a_static_batch_is_calibrated_in_whole_batches(tmp_path):
     x = np.random.default_rng(0).standard_normal((32, 6)).astype("float32")  # 32 is no multiple of 3
     report = export_tflite(model, tmp_path / "model.tflite", encoding="int8", representative_data=x)
     assert report.chosen["runs"] and report.chosen["relative_difference"] < 0.05
+
+
+@pytest.mark.skipif(JAX, reason="the conversion is TensorFlow's")
+def test_an_int8_file_holds_equal_lists_once_and_is_otherwise_the_converters(convnet, tmp_path, monkeypatch):
+    before = []
+    monkeypatch.setattr(conversion, "shared", lambda content: before.append(content) or sharing.shared(content))
+    x = np.random.default_rng(0).standard_normal((8, 8, 8, 3)).astype("float32")
+    report = export_tflite(convnet, tmp_path / "model.tflite", encoding="int8", representative_data=x, verbose=0)
+    assert report.chosen["runs"]
+    contents = before[-1], report.path.read_bytes()
+    again = 16 + 16 + 16 + 64 + 10  # zero points of eight bytes: of kernels and biases, less the first list of each length
+    assert len(contents[0]) - len(contents[1]) > 0.8 * 8 * again  # the rest aligns constants
+    predictions = [litert.run(content, [x], ["input_1"], None)[0][0] for content in contents]
+    np.testing.assert_array_equal(*predictions)
+    for one, other in zip(*(graph.tensors for content in contents for graph in tflite_file.read(content)), strict=True):
+        assert (one.name, one.shape, one.dtype) == (other.name, other.shape, other.dtype)
+        np.testing.assert_array_equal(one.values, other.values)
+    model = tflite_file.schema().Model.GetRootAs(contents[1], 0)
+    buffers = [model.Buffers(number) for number in range(model.BuffersLength())]
+    starts = [buffer._tab.Vector(buffer._tab.Offset(4)) for buffer in buffers if buffer.DataLength()]
+    assert len(starts) > 8 and not any(start % 16 for start in starts)  # as the format asks
+    assert sharing.shared(contents[1]) == contents[1]
 
 
 ADVICE = Advice(rows=[], share=0.9, fails="", change="", promised=0.9, speed=3.0)

@@ -1,7 +1,7 @@
 """SIGKILL in the midst of `fit`: a run that is killed again and again ends with the bits of one that never was.
 
-Recurrent layers, attention, and a subclassed model. Each is killed at moments that nobody chose: so long after so many batches, also while Keras writes its
-backup: the file is then torn, and `double_checkpoint=True` goes back to the one before.
+Recurrent layers, attention, a subclassed model, and coupled filters. Each is killed at moments that nobody chose: so long after so many batches, also while
+Keras writes its backup: the file is then torn, and `double_checkpoint=True` goes back to the one before.
 """
 
 import hashlib
@@ -56,10 +56,20 @@ def subclassed():
     return model
 
 
+def coupled():
+    """A residual connection with BatchNormalization behind it, and a concatenation."""
+    inputs = keras.Input((5, 8))
+    x = layers.Conv1D(6, 3, padding="same")(inputs)
+    x = layers.BatchNormalization()(layers.Add()([x, layers.Conv1D(6, 3, padding="same")(layers.ReLU()(x))]))
+    x = layers.Concatenate()([x, layers.Conv1D(4, 1, activation="relu")(x)])
+    return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+
+
 MODELS = {
     "recurrent": (recurrent, kg.Gibbs(0.7, beta=kg.Geometric(1.0, 1e3))),
     "attention": (attention, kg.Gibbs.recommended(0.7)),
     "subclassed": (subclassed, kg.Gibbs(kg.Polynomial(0.0, 0.7), beta=kg.Geometric(1.0, 1e3))),
+    "coupled": (coupled, kg.Gibbs(kg.Polynomial(0.0, 0.5), structure=kg.Filter(coupled=True), beta=kg.Geometric(1.0, 1e3))),
 }
 
 
@@ -124,15 +134,19 @@ def run(name, backup, last, delay=0.0):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_with_the_same_bits(tmp_path):
-    """One moment, in the middle of an epoch, with all kinds in one model; `-m slow` kills 20 times."""
-    killed = run("subclassed", str(tmp_path), 2 * STEPS + 2)
+@pytest.mark.parametrize("name", ["subclassed", "coupled"])
+def test_a_killed_run_goes_on_with_the_same_bits(name, tmp_path):
+    """One moment, in the middle of an epoch, with all kinds in one model; the other tests kill 25 times."""
+    killed = run(name, str(tmp_path), 2 * STEPS + 2)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
-    assert digest(trained("subclassed", str(tmp_path))) == digest(trained("subclassed"))
+    resumed = trained(name, str(tmp_path))
+    assert digest(resumed) == digest(trained(name))
+    masks = [np.array(mask) for layer in kg.pruned_layers(resumed) for mask in layer.masks().values()]
+    assert any(0 < mask.mean() < 1 for mask in masks)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, kills", [("recurrent", 7), ("attention", 7), ("subclassed", 6)])
+@pytest.mark.parametrize("name, kills", [("recurrent", 7), ("attention", 7), ("subclassed", 6), ("coupled", 5)])
 def test_a_run_that_is_killed_again_and_again_loses_nothing(name, kills, tmp_path):
     moments = random.Random(f"{name} {keras.backend.backend()}")
     whole = run(name, str(tmp_path / "whole"), 0)

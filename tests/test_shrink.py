@@ -70,6 +70,19 @@ def test_channels_that_only_removed_channels_read_leave_too():
     assert [layer.units for layer in small.layers] == [2, 1, 2]
 
 
+@pytest.mark.skipif(JAX, reason="symbolic: the backend takes no part")
+def test_what_keras_reshapes_before_a_nested_model_is_left_as_it_is():
+    inner = keras.Sequential([keras.Input((8,)), layers.Dense(9, "relu"), layers.Dense(2)], name="inner")
+    x = keras.Input((8, 2))
+    model = randomize(keras.Model(x, inner(layers.Dense(1, name="squeezed")(layers.Dense(6, "relu", name="first")(x)))))
+    assert kg.pruned_layers(kg.prune(model, kg.Random(0.5, structure=kg.Filter())))[0].layer.name == "first"
+    small = kg.shrink(zero_channels(model))
+    assert_equal(small, model)
+    assert small.get_layer("first").units == 3 and small.get_layer("inner").layers[0].units == 5
+    notes = {row["layer"]: row["note"] for row in kg.shrink(model, plan_only=True).rows}
+    assert "inner/reshaped" in notes["squeezed"]
+
+
 def test_a_layer_keeps_its_last_channel():
     model = randomize(NETWORKS["flattened"]())
     for layer in model.layers:

@@ -109,6 +109,24 @@ def case_coupled(rounds):
     return training("ResNet-20 step", lambda: networks.resnet(20), None, variants, 2, rounds)
 
 
+def case_shrunken(rounds, side=64, batch=32):
+    """ResNet-50 without half of its coupled filters, which have left the network: at most 1.5 times what is left of its multiply-adds."""
+    import keras
+
+    import keras_gibbs as kg
+
+    keras.utils.set_random_seed(SEED)
+    dense = keras.applications.ResNet50(weights=None, input_shape=(side, side, 3), classes=10, classifier_activation=None)
+    pruned = kg.prune(dense, kg.Random(0.5, structure=kg.Filter(coupled=True)), seed=SEED)
+    report = kg.shrink(pruned, plan_only=True)
+    left = report.total("macs_after") / report.total("macs")
+    batches, _ = random_batches((side, side, 3), number=2, batch=batch)
+    models = {"dense": dense, "dense again": keras.models.clone_model(dense), "shrunken": kg.shrink(pruned)}
+    timers = {name: stopwatch(train_step(model, batches), 1) for name, model in models.items()}
+    note = f"{side}x{side}, batch {batch}; {left:.3f} of the multiply-adds"
+    return rows_against(interleave(timers, rounds), "dense", "ResNet-50 step", {"shrunken": 1.5 * left}, {"shrunken": note})
+
+
 def case_mlp(rounds):
 
     import keras_gibbs as kg
@@ -341,6 +359,7 @@ def tfmot_child(rounds):
 CASES = {
     "resnet": (case_resnet, 12),
     "coupled": (case_coupled, 12),
+    "shrunken": (case_shrunken, 12),
     "mlp": (case_mlp, 20),
     "search": (case_search, 12),
     "evaluate": (case_evaluate, 20),

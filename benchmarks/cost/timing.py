@@ -105,13 +105,13 @@ def wait_for(result):
         tensor.numpy()
 
 
-def random_batches(shape, classes=10, number=8, seed=SEED):
+def random_batches(shape, classes=10, number=8, seed=SEED, batch=BATCH):
     """An endless iterator over a few batches of noise that lie in memory, and the same as two tensors."""
     import tensorflow as tf
 
-    x = tf.random.stateless_normal((number * BATCH, *shape), seed=(seed, 0))
-    y = tf.random.stateless_uniform((number * BATCH,), seed=(seed, 1), maxval=classes, dtype="int32")
-    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH, drop_remainder=True).cache().repeat().prefetch(2)
+    x = tf.random.stateless_normal((number * batch, *shape), seed=(seed, 0))
+    y = tf.random.stateless_uniform((number * batch,), seed=(seed, 1), maxval=classes, dtype="int32")
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch, drop_remainder=True).cache().repeat().prefetch(2)
     return iter(dataset), (x, y)
 
 

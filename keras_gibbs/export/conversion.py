@@ -1,7 +1,8 @@
 """TensorFlow's converter: one SavedModel to files in several encodings, with no work done twice.
 
 A sparse file is made from the plain one, and a calibrated one from the float32 one, by the steps that the converter itself ends with; so the eight
-encodings take three conversions. The bytes were compared with those of eight conversions: they differ in metadata only.
+encodings take three conversions. The bytes were compared with those of eight conversions: they differ in metadata only. Files in int8 then hold equal lists
+of numbers once, such as the zero points of their channels.
 """
 
 import functools
@@ -15,6 +16,7 @@ import numpy as np
 from keras_gibbs.export import tflite_file
 from keras_gibbs.export.encodings import ENCODINGS
 from keras_gibbs.export.samples import padded, static_batch
+from keras_gibbs.export.sharing import shared
 from keras_gibbs.structure import graph
 
 LOOPS = {"WHILE", "IF"}  # TensorFlow 2.21's calibrator crashes the whole process on these
@@ -40,6 +42,10 @@ class Conversion:
 
     def _file(self, encoding: str) -> bytes:
         """The .tflite file in an encoding."""
+        content = self._converted(encoding)
+        return shared(content) if ENCODINGS[encoding].dtype == "int8" else content
+
+    def _converted(self, encoding):
         from tensorflow.lite.python.convert import mlir_sparsify
 
         form = ENCODINGS[encoding]

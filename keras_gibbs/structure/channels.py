@@ -14,6 +14,7 @@ from keras_gibbs.structure.states import Channels, Held, Role, Site
 from keras_gibbs.structure.trace import Trace, tensors, trace
 
 AT_OUTPUT = "it is an output of the model"
+ALIKE_IN_TRAINING = (layers.Resizing,)  # whose `training` is True by default, and changes nothing
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,7 +126,7 @@ def _apply(flow, site):
     layer = site.layer
     args, kwargs = site.args
     flags = tree.flatten((args, {name: value for name, value in kwargs.items() if name != "use_causal_mask"}))
-    if isinstance(layer, layers.Layer) and any(leaf is True for leaf in flags):
+    if isinstance(layer, layers.Layer) and type(layer) not in ALIKE_IN_TRAINING and any(leaf is True for leaf in flags):
         return flow.stop(site, f"{site.describe()} is called as in training, always")
     if type(layer) is layers.TimeDistributed:
         return _in_time(flow, site)

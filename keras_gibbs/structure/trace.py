@@ -69,11 +69,6 @@ class _Tracer:
     def run(self, model, inputs, names):
         """The outputs of `model` on `inputs`, and its calls noted."""
         given = tensors(inputs)
-        if any(len(tensor.shape) != len(own.shape) for tensor, own in zip(given, model.inputs, strict=True)):
-            raise ValueError(
-                f"Model {'/'.join(names)!r} is called on tensors of another rank than that of its inputs, which Keras reshapes without a trace. "
-                f"Received: shapes {[tuple(tensor.shape) for tensor in given]}. Reshape them by a layer in front of it."
-            )
         if isinstance(model, keras.Sequential):
             for layer in model.layers:
                 given = tensors(self.call(layer, (*names, layer.name), (given[0],), {}))
@@ -92,11 +87,21 @@ class _Tracer:
             inputs = args[0] if args else kwargs["inputs"]
             if isinstance(inputs, dict) and not isinstance(operation.input, dict):
                 inputs = [inputs[own.name] for own in operation.inputs]
+            inputs = self._of_rank(operation, inputs, names)
             self.calls.append(Call(operation, "/".join(names), (inputs,), {}, ()))
             return self.run(operation, inputs, names)
         outputs = output_spec(operation, args, kwargs)
         self.calls.append(Call(operation, "/".join(names), args, kwargs, outputs))
         return outputs
+
+    def _of_rank(self, model, inputs, names):
+        """Inputs of a nested model in the ranks that it takes: Keras reshapes those of another."""
+        others = {id(given): own for given, own in zip(tensors(inputs), model.inputs, strict=True) if len(given.shape) != len(own.shape)}
+
+        def reshaped(leaf):
+            return self.call(_Reshaped(others[id(leaf)]), (*names, "reshaped"), (leaf,), {}) if id(leaf) in others else leaf
+
+        return tree.map_structure(reshaped, inputs)
 
     def hand_out(self, outputs):
         """New tensors that stand for `outputs`."""
@@ -134,6 +139,17 @@ class _Probe(keras.Operation):
     def compute_output_spec(self, *args, **kwargs):
         # A graph wires its outputs to the operation that made them, so an operation must not return a tensor of another one.
         return self.tracer.hand_out(self.tracer.call(self.operation, self.names, args, kwargs))
+
+
+class _Reshaped(keras.Operation):
+    """Gives a tensor the shape of an input of a model, as Keras does where their ranks differ; nothing is known of its channels."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.own = own
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(self.own.shape, x.dtype)
 
 
 def _inputs(model):

@@ -13,7 +13,7 @@ from keras_gibbs.model import selector
 from keras_gibbs.numerics.noise import split
 from keras_gibbs.search.checks import alone
 from keras_gibbs.structure import graph
-from keras_gibbs.structure.outputs import at_output
+from keras_gibbs.tfmot.outputs import at_output
 from keras_gibbs.tfmot.search import SearchedModel, check_search
 from keras_gibbs.tfmot.weights import prunable_weights
 from keras_gibbs.tfmot.wrapper import DEFAULT_SCHEDULE, Pruned, check_method, pruned_layers

@@ -72,3 +72,8 @@ def is_known(value) -> bool:
 
         return not isinstance(value, jax.core.Tracer)
     return not isinstance(value, keras.KerasTensor) and hasattr(value, "numpy")
+
+
+def on_host(value) -> np.ndarray:
+    """The values of a known tensor for NumPy to read: without a copy where both are in the same memory, so never to be written."""
+    return np.asarray(value)

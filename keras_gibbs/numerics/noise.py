@@ -36,6 +36,7 @@ class Uniform:
     Args:
         key: The seed of one weight: a Python int, of which the low 64 bits count, or its two halves, low first, as an int32 or uint32 tensor of shape (2,).
         counter: Scalar int32 or uint32 tensor (or int), the number of the draw: one more for every training step.
+        start: Scalar int32 tensor (or int), where the numbers begin: those of a part of an array, the rest of which is drawn elsewhere.
 
     Call arguments:
         shape: Tuple of ints, the shape of the numbers.
@@ -51,7 +52,8 @@ class Uniform:
     (2, 3)
     """
 
-    def __init__(self, key: int | Tensor, counter: Tensor):
+    def __init__(self, key: int | Tensor, counter: Tensor, start: Tensor | int | None = None):
+        self._start = start
         low, high = (_word(key), _word(key >> 32)) if isinstance(key, int) else ops.unstack(ops.cast(key, "uint32"), 2)
         counter = ops.cast(counter, "uint32")
         self._first = _mix(counter * _word(_GOLDEN) + low)
@@ -61,7 +63,8 @@ class Uniform:
         stream = ops.cast(stream, "uint32") * _word(_GOLDEN)
         first = _mix(self._first + stream)
         second = _mix(ops.bitwise_xor(self._second, stream) + first)
-        position = ops.cast(ops.arange(math.prod(shape), dtype="int32"), "uint32")  # TensorFlow has no uint32 range
+        position = ops.arange(math.prod(shape), dtype="int32")
+        position = ops.cast(position if self._start is None else position + self._start, "uint32")  # TensorFlow has no uint32 range
         bits = _mix(position * _word(_GOLDEN) + first, inject=second)
         uniform = ops.cast(ops.right_shift(bits, _word(8)), "float32") * np.float32(2.0**-24)
         return ops.reshape(uniform, shape)

@@ -4,7 +4,7 @@ import keras
 
 from keras_gibbs.configuration import register
 from keras_gibbs.layers import Pruned
-from keras_gibbs.structure.building import build_for, call_of, inputs_for
+from keras_gibbs.structure.building import build_for, call_of, inputs_for, zero_starts
 from keras_gibbs.structure.copying import carry_attributes, from_config, transfer
 
 STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
@@ -51,7 +51,8 @@ def hold(model: keras.Model, wrap, data=None) -> Holder:
     copy, call = plain_copy(model, CONSTRUCTOR_FORM, data)
     wrapper = wrap(copy)
     inputs, args, kwargs = inputs_for(call)
-    holder = Holder(inputs, wrapper(*args, **kwargs), name=model.name)
+    with zero_starts(copy):
+        holder = Holder(inputs, wrapper(*args, **kwargs), name=model.name)
     transfer(model, copy)
     carry_attributes(model, copy)
     return holder
@@ -80,7 +81,8 @@ def strip_subclassed(model):
         copy, call = from_config(inner), holder.held.call_specs
     else:
         copy, call = plain_copy(inner, WITHOUT_WRAPPERS)
-    build_for(copy, call)
+    with zero_starts(copy):
+        build_for(copy, call)
     transfer(inner, copy)
     carry_attributes(inner, copy)
     return inner, copy

@@ -27,7 +27,7 @@ from keras_gibbs.numerics.noise import split
 from keras_gibbs.search.checks import check_search
 from keras_gibbs.search.model import SearchedModel
 from keras_gibbs.structure import allocation, graph
-from keras_gibbs.structure.copying import clone, from_config, transfer
+from keras_gibbs.structure.copying import built_copy, clone, from_config
 from keras_gibbs.structure.outputs import at_output
 from keras_gibbs.structure.prunable import Prunable, prunable_weights, rows_of, why_not
 from keras_gibbs.structure.trace import trace
@@ -75,10 +75,7 @@ def prune(model, method: PruningMethod, *, where=None, seed: int | None = None, 
         check_search(model, method)
     if not isinstance(model, keras.Model):
         check_layer(model)
-        copy = from_config(model)
-        if model.built:
-            copy.build_from_config(model.get_build_config())
-            transfer(model, copy)
+        copy = built_copy(model) if model.built else from_config(model)
         return Pruned(copy, method, seed=split(seed, 0))
     _check_model(model)
     check_finite(model)
@@ -393,12 +390,11 @@ def _coupled_as_used(model):
 
 
 def _strip_layer(layer):
-    plain = from_config(graph.unwrapped(layer))
     inner = graph.unwrapped(layer)
-    if inner.built:
-        plain.build_from_config(inner.get_build_config())
-        transfer(inner, plain)
-        _write_masks(inner, plain, _masked_by_variable(layer))
+    if not inner.built:
+        return from_config(inner)
+    plain = built_copy(inner)
+    _write_masks(inner, plain, _masked_by_variable(layer))
     return plain
 
 

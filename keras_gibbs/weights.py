@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -135,16 +135,24 @@ class Masks:
 
     def figures(self, weight: Tensor, state: State, key: Tensor, draw: Tensor) -> State:
         """The method's figures, of a mask drawn from the state with all that follows from the weight exact."""
-        arranged, state = self.arrange(weight), state | self.follow(weight, state) | self._filled
-        return self.method.figures(arranged, state, self.method.sample(arranged, state, Uniform(key, draw)))
+        return self.figures_found(weight, state | self.follow(weight, state), key, draw)
+
+    def figures_found(self, weight: Tensor, state: State, key: Tensor, draw: Tensor, start: Tensor | None = None) -> State:
+        """`figures`, where `state` holds what follows from the weight; of the part of a weight that begins at `start`."""
+        arranged, state = self.arrange(weight), state | self._filled
+        return self.method.figures(arranged, state, self.method.sample(arranged, state, Uniform(key, draw, start)))
 
     def count(self, weight: Tensor, state: State) -> Tensor:
         """How many weights inference runs with that are not 0, its mask found anew; scalar int32."""
         return ops.count_nonzero(self.under(self.mode(weight, state), weight, state))
 
+    def count_found(self, weight: Tensor, state: State, start: Tensor | None = None) -> Tensor:
+        """`count`, where `state` holds the decision; wherever the part that `weight` is of a weight begins."""
+        return ops.count_nonzero(self.under(self.stored(weight, state), weight, state))
+
     def under(self, mask: Tensor, weight: Tensor, state: State) -> Tensor:
         """`apply` where `mask` keeps, and 0, never -0, where it removes."""
-        return ops.where(self.restore(mask) > 0, self.apply(weight, mask, state), ops.zeros_like(weight))
+        return ops.where(self.restore(mask) > 0, self.apply(weight, mask, state), ops.zeros((), weight.dtype))
 
     def scores(self, weight: Tensor, state: State) -> Tensor:
         """The scores by which a ranking method compares the groups, `(1, 1, groups, contests)`."""
@@ -193,7 +201,7 @@ class CompiledMasks:
     def __init__(self, masks: Masks):
         method = masks.method.without_numbers()
         self._own, self._shape, self._size = masks, masks.shape, math.prod(masks.shape)
-        self._length = row_length(self._size) if method.lengthens else None
+        self._length = row_length(self._size) if method.lengthens and self._size <= LONGEST else None
         self._masks = _of_row(method, self._length) if self._length else dataclasses.replace(masks, method=method)
 
     def __call__(self, function: str, weight: Tensor, state: State, *args):
@@ -215,12 +223,26 @@ class CompiledMasks:
 
     def report(self, function: str, weight: Tensor, state: State, *args):
         """`masks.<function>(weight, state, *args)`, which gives scalars, now: for rows of fewer lengths, which are made on the host."""
-        if not self._length or self._size > LONGEST:
+        if not self._length:
             return self(function, weight, state, *args)
         method, length = self._masks.method, reported_length(self._size)
         row = lengthened(ops.convert_to_numpy(weight).reshape(-1), length)
         state = method.lengthen(tree.map_structure(ops.convert_to_numpy, state), self._size, length)
         return compiled_masks(_of_row(method, length), function)(row, state, *args)
+
+    def in_parts(self, function: str, weight: Tensor, state: State, *args) -> Iterator[tuple[int, Any]]:
+        """`masks.<function>(weight, state, *args, start)` of one part of the weight after the other, each with its size: rows, if the method allows them.
+
+        Without a copy of the weight, and without a function that is compiled for its size alone.
+        """
+        row = ops.reshape(weight, (-1,))
+        for start in range(0, self._size, LONGEST):
+            size = min(LONGEST, self._size - start)
+            part = {name: ops.slice(x, (0, 0, start, 0), (*x.shape[:2], size, x.shape[3])) if len(x.shape) == 4 else x for name, x in state.items()}
+            if "cut_index" in part:
+                part["cut_index"] = part["cut_index"] - start
+            run = CompiledMasks(Masks(self._masks.method, (size,), Layout((), (), (0,))))
+            yield size, run(function, ops.slice(row, (start,), (size,)), part, *args, ops.convert_to_tensor(np.int32(start)))
 
     def _restore(self, x):
         if len(x.shape) == 1:
@@ -414,19 +436,30 @@ class MaskedWeight:
 
     def count(self) -> int:
         """How many weights inference runs with that are not 0, its mask found anew."""
-        return int(self._reported("count"))
+        return sum(int(count) for _, count in self._reported("count", self.masks.decide))
 
     def figures(self, draw: Tensor) -> dict[str, float]:
         """The method's own figures, from the current weight and state."""
-        found = self._reported("figures", ops.convert_to_tensor(self.key), draw)
-        return {name: float(ops.convert_to_numpy(value)) for name, value in found.items()}
+        parts = self._reported("figures", self.masks.follow, ops.convert_to_tensor(self.key), draw)
+        rows = [(size, {name: float(ops.convert_to_numpy(value)) for name, value in found.items()}) for size, found in parts]
+        return {name: float(np.float32(sum(size * row[name] for size, row in rows) / math.prod(self.weight.shape))) for name in rows[0][1]}
 
-    def _reported(self, function, *args):
-        """`masks.<function>` of the current weight and state: compiled where the weight is large, or where single operations would be compiled, too."""
+    def _reported(self, function, find, *args):
+        """`masks.<function>` of the current weight and state, a list of the sizes of its parts and what that gives for each.
+
+        It is compiled where the weight is large, or where single operations would be compiled, too. The threshold of a large weight, which `find` finds, is
+        left to NumPy: a search that is compiled makes several copies of the weight.
+        """
         weight, state = self.value(), self.values()
         if runs_at_once() and not self._is_large:
-            return getattr(self.masks, function)(weight, state, *args)
-        return self._compiled.report(function, weight, state, *args)
+            found = getattr(self.masks, function)(weight, state, *args)
+        elif not (self._is_large and "cut_key" in state):
+            found = self._compiled.report(function, weight, state, *args)
+        elif self.method.lengthens:
+            return list(self._compiled.in_parts(f"{function}_found", weight, state | find(weight, state), *args))
+        else:
+            found = self._compiled(f"{function}_found", weight, state | find(weight, state), *args)
+        return [(math.prod(self.weight.shape), found)]
 
     def scores(self, scale: float = 1.0) -> np.ndarray:
         """The scores by which a ranking method compares the groups, of `scale` times the weight; shape `(groups,)`, for a structure of one contest.

@@ -40,25 +40,30 @@ def network():
 
 
 @pytest.fixture
-def names(tmp_path, monkeypatch):
-    """The names that examples take for granted; trainings are of two epochs."""
+def names_in(tmp_path, monkeypatch):
+    """From an example to the names that it takes for granted; trainings are of two epochs."""
     monkeypatch.chdir(tmp_path)
     fit = keras.Model.fit
     monkeypatch.setattr(keras.Model, "fit", lambda self, *args, epochs=1, **kwargs: fit(self, *args, epochs=min(2, epochs), **kwargs | {"verbose": 0}))
     rng = np.random.default_rng(0)
     x, y = rng.random((256, 8, 8, 1), "float32"), rng.integers(0, 10, 256)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    pruned = kg.prune(network(), kg.Magnitude(0.9))
-    pruned.compile("adam", loss)
-    given = {"keras": keras, "kg": kg, "np": np, "loss": loss, "x": x, "y": y, "images": x, "pruned": pruned, "final": kg.strip_pruning(pruned)}
-    given |= {name: network() for name in ("model", "trained", "untrained", "fresh_model")} | {"train_and_validate": lambda model: None}
+
+    def pruned():
+        model = kg.prune(network(), kg.Magnitude(0.9))
+        model.compile("adam", loss)
+        return model
+
+    given = {"keras": keras, "kg": kg, "np": np, "loss": loss, "x": x, "y": y, "images": x, "train_and_validate": lambda model: None}
     given |= {"tf": pytest.importorskip("tensorflow")}
-    return given | {f"{name}_{part}": value for part in ("train", "val", "test") for name, value in (("x", x), ("y", y))}
+    given |= {f"{name}_{part}": value for part in ("train", "val", "test") for name, value in (("x", x), ("y", y))}
+    made = {"pruned": pruned, "final": lambda: kg.strip_pruning(pruned())} | dict.fromkeys(("model", "trained", "untrained", "fresh_model"), network)
+    return lambda source: given | {name: make() for name, make in made.items() if re.search(rf"\b{name}\b", source)}
 
 
 @pytest.mark.parametrize("test", documented(), ids=lambda test: test.name.removeprefix("keras_gibbs."))
-def test_the_lines_of_a_docstring_run(test, names):
-    names = test.globs | names
+def test_the_lines_of_a_docstring_run(test, names_in):
+    names = test.globs | names_in("".join(example.source for example in test.examples))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for example in test.examples:
@@ -70,8 +75,9 @@ def test_the_lines_of_a_docstring_run(test, names):
                 exec(example.source, names)
 
 
-def test_the_blocks_of_the_readme_run(names):
+def test_the_blocks_of_the_readme_run(names_in):
     assert len(BLOCKS) == 3
+    names = names_in("".join(BLOCKS))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for block in BLOCKS:

@@ -6,6 +6,7 @@ Statistics: means lie within 5 sigma of their probability; a chi-square test wou
 import dataclasses
 import itertools
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from scipy.special import expit, softmax
 import keras_gibbs as kg
 
 UNLIKELY = 1e-6
+
+without_xla = pytest.fixture(cases.xla(False))
 
 
 def numpy(tensor):
@@ -70,12 +73,11 @@ def assert_means(samples, probability, sigmas=5.0):
 @pytest.mark.parametrize("sparsity", [0.3, 0.9])
 @pytest.mark.parametrize("beta", [0.5, 4.0])
 def test_a_weight_is_kept_with_the_sigmoid_of_beta_times_its_energy_above_the_quantile(sparsity, beta):
-    kernel = normal(6, 11)
-    layer = wrapped(kernel, kg.Gibbs(sparsity, beta=beta))
-    masks = samples(layer, 600)
+    kernel = np.repeat(normal(66, 1), 200, axis=1)  # 66 weights, and 200 like each
+    masks = samples(wrapped(kernel, kg.Gibbs(sparsity, beta=beta)), 3)
     assert set(np.unique(masks)) == {0.0, 1.0}
     threshold = np.quantile(energies(kernel), sparsity)
-    assert_means(masks, expit(beta * (energies(kernel) - threshold)))
+    assert_means(masks.transpose(0, 2, 1).reshape(600, 66), expit(beta * (energies(kernel) - threshold))[:, 0])
 
 
 def test_a_large_layer_has_the_same_marginals():  # its threshold is tracked in `fit`, but exact in `mask`
@@ -89,11 +91,11 @@ def test_a_large_layer_has_the_same_marginals():  # its threshold is tracked in 
 
 @pytest.mark.once
 def test_weights_of_one_layer_are_independent_of_each_other_and_of_the_last_draw():
-    masks = samples(wrapped(normal(5, 8), kg.Gibbs(0.5, beta=1.0)), 800).reshape(800, -1)
+    kernel = np.repeat(normal(40, 1), 800, axis=1)  # 40 weights, and 800 like each
+    masks, later = samples(wrapped(kernel, kg.Gibbs(0.5, beta=1.0)), 2)
     bound = 5.5 / np.sqrt(800)  # 40 * 40 coefficients: 5.5 sigma
-    assert np.abs(np.corrcoef(masks.T) - np.eye(40)).max() < bound
-    lagged = np.corrcoef(masks[1:].T, masks[:-1].T)[:40, 40:]
-    assert np.abs(lagged).max() < bound
+    assert np.abs(np.corrcoef(masks) - np.eye(40)).max() < bound
+    assert np.abs(np.corrcoef(masks, later)[:40, 40:]).max() < bound
 
 
 def test_layers_of_another_seed_draw_other_masks_and_of_the_same_seed_the_same():
@@ -129,9 +131,9 @@ def test_a_cold_layer_keeps_exactly_the_weights_above_the_quantile(shape, sparsi
 
 @pytest.mark.once
 def test_a_cold_weight_on_the_quantile_itself_is_kept_half_of_the_time():
-    kernel = np.array([[0.1, 0.2, 0.3, 0.4, 0.5]])
-    masks = samples(wrapped(kernel, kg.Gibbs(0.5, beta=1e6)), 1000)[:, 0]  # b there is 0 but for rounding, 1e-9
-    assert_means(masks, np.array([0, 0, 0.5, 1, 1]))
+    kernel = np.repeat([[0.1], [0.2], [0.3], [0.4], [0.5]], 401, axis=1)
+    masks = samples(wrapped(kernel, kg.Gibbs(0.5, beta=1e6)), 3)  # b there is 0 but for rounding, 1e-9
+    assert_means(masks.transpose(0, 2, 1).reshape(-1, 5), np.array([0, 0, 0.5, 1, 1]))
 
 
 @pytest.mark.once
@@ -149,11 +151,10 @@ def test_cold_groups_live_or_die_whole_by_the_quantile_of_their_mean_energy(stru
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("structure", [kg.Unstructured(), kg.Kernel(), kg.Filter()])
-@pytest.mark.parametrize("sparsity", [0.2, 0.95])
+@pytest.mark.parametrize("structure, sparsity", [(kg.Unstructured(), 0.2), (kg.Unstructured(), 0.95), (kg.Kernel(), 0.95), (kg.Filter(), 0.95)])
 def test_at_beta_zero_half_of_the_weights_are_kept_whatever_the_sparsity(structure, sparsity):
-    layer = wrapped(normal(3, 3, 8, 16, scale=10.0), kg.Gibbs(sparsity, structure=structure, beta=0.0))
-    masks = samples(layer, 20)
+    layer = wrapped(normal(3, 3, 16, 32, scale=10.0), kg.Gibbs(sparsity, structure=structure, beta=0.0))
+    masks = samples(layer, 5)
     assert abs(masks.mean() - 0.5) < 5 * 0.5 / np.sqrt(masks.size)
 
 
@@ -178,6 +179,7 @@ def test_a_higher_beta_never_moves_a_keep_probability_toward_one_half():
 
 
 @pytest.mark.once
+@pytest.mark.few(tensorflow=["16"])
 @pytest.mark.parametrize("channels", [16, 64])
 def test_filters_vary_at_the_start_of_the_default_schedule_and_settle_to_the_magnitude_choice(channels):
     layer = keras.layers.Conv2D(channels, 3, kernel_initializer=keras.initializers.HeNormal(seed=3), use_bias=False)
@@ -299,6 +301,7 @@ def test_energies_are_those_of_the_formulas(name):
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("without_xla")  # compiled samplers give the same bits: see `test_sampling.py`
 @pytest.mark.parametrize("name", LAWS)
 def test_samples_follow_the_enumerated_law_of_their_energy(name):
     structure, hamiltonian, (channels, positions), beta = LAWS[name]

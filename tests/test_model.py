@@ -848,3 +848,47 @@ def test_stripping_weights_from_the_midst_of_a_sparsity_schedule_warns():
 def test_masks_for_layers_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match="mask={'nowhere'"):
         kg.prune(sequential(), kg.Fixed({"nowhere": np.ones((2, 2))}))
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Counted(keras.initializers.RandomNormal):
+    calls = 0
+
+    def __call__(self, shape, dtype=None):
+        Counted.calls += 1
+        return super().__call__(shape, dtype)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class OfTwo(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = layers.Dense(5, kernel_initializer=Counted()), layers.Dense(2, kernel_initializer=Counted())
+
+    def call(self, inputs):
+        return self.second(self.first(inputs))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("subclassed", [False, True])
+def test_copies_draw_no_random_weights_and_build_others_as_the_model_does(subclassed):
+    """Random weights that the copied ones replace would take the memory of several models."""
+    made = OfTwo() if subclassed else keras.Sequential([layers.Dense(5, kernel_initializer=Counted()), layers.LSTM(3, kernel_initializer=Counted())])
+    made(np.zeros((2, 6) if subclassed else (2, 4, 6), "float32"))
+    before = Counted.calls
+    pruned = kg.prune(made, MAGNITUDE, seed=0)
+    plain = kg.strip_pruning(pruned)
+    assert Counted.calls == before > 0
+    for copy in (pruned.layers[-1].layer, plain) if subclassed else (pruned.layers[0].layer, pruned.layers[1].layer.cell, plain.layers[0]):
+        owner = copy.first if subclassed else copy
+        assert isinstance(owner.kernel_initializer, Counted)
+
+
+@pytest.mark.parametrize("make", [sequential, normalized], ids=lambda make: make.__name__)
+def test_training_a_copy_leaves_the_model_as_it_is(make):
+    model = make()
+    before = [weight.copy() for weight in weights(model)]
+    pruned = kg.prune(model, MAGNITUDE, seed=0)
+    pruned.compile(keras.optimizers.SGD(1.0), "mse")
+    pruned.fit(np.ones((4, 6), "float32"), np.ones((4, 3), "float32"), verbose=0)
+    assert same(weights(model), before) and not same(weights(kg.strip_pruning(pruned)), before)

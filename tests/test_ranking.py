@@ -5,6 +5,7 @@ import pytest
 from cases import numpy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from keras import ops
 
 from keras_gibbs.numerics import ranking
 from keras_gibbs.numerics.compilation import compiled
@@ -171,6 +172,21 @@ def test_tracking_leaves_a_guess_that_holds():
     keys = numpy(to_key(float32(np.arange(SIZE))))
     guess = int(keys[20])
     assert numpy(trackers[2](keys, np.int32(21), np.int32(guess))) == guess
+
+
+@pytest.mark.parametrize("chunk", [8, ranking.CHUNK])
+@few
+@given(scores_of[SIZE], st.integers(0, SIZE), st.floats(0, 1, exclude_max=True))
+@example([1.0] * 20 + [-2.0] * 17, 20, 0.0)
+@example([-0.0, 0.0] * 18 + [-1e-30], 30, 0.5)
+def test_numpy_ranks_known_scores_as_compiled_code_does(chunk, scores, kept, offset):
+    scores, rank, offset = ops.convert_to_tensor(float32(scores)), np.int32(max(0, kept - 1)), np.float32(offset)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "CHUNK", chunk)  # of more keys than that, NumPy counts bins
+        keys = ranking.to_key(scores)
+        assert np.array_equal(numpy(ranking.keep(keys, *ranking.cut(keys, np.int32(kept)))), numpy(top_mask(scores, np.int32(kept))))
+        if abs(numpy(scores)).max() < 1e30:
+            assert numpy(ranking.quantile(scores, rank, offset)) == numpy(quantile(scores, rank, offset))
 
 
 layers_of_scores = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=8), min_size=1, max_size=4)

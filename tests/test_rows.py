@@ -7,6 +7,7 @@ import pytest
 from keras import ops
 
 import keras_gibbs as kg
+from keras_gibbs.numerics.noise import Uniform
 from keras_gibbs.numerics.rows import LONGEST, SHORTEST, row_length
 from keras_gibbs.structure.layouts import Layout
 from keras_gibbs.weights import CompiledMasks, Masks
@@ -81,3 +82,25 @@ def test_a_weight_beyond_the_longest_row_trains_and_infers_as_others_do(method, 
     for module in ("keras_gibbs.weights", "keras_gibbs.numerics.rows"):
         monkeypatch.setattr(f"{module}.LONGEST", 10)
     keras.tree.map_structure(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6), small, trained())
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_the_figures_of_a_weight_beyond_the_longest_row_are_those_of_its_parts_together(method, monkeypatch):
+    dense = keras.layers.Dense(100)
+    dense.build((None, 200))
+    masked = kg.Pruned(cases.randomize(dense), method, seed=1).masked_weights[0]
+    masked.set_kept(3_000)
+    masked.assign({"sparsity": 0.85})
+    draw = ops.convert_to_tensor(np.int32(5))
+    count, figures = masked.count(), masked.figures(draw)
+    for module in ("keras_gibbs.weights", "keras_gibbs.numerics.rows"):
+        monkeypatch.setattr(f"{module}.LONGEST", 6_000)
+    parts = masked._reported("count", masked.masks.decide)
+    assert [size for size, _ in parts] == [6_000, 6_000, 6_000, 2_000] and len({int(kept) for _, kept in parts}) > 1
+    assert masked.count() == count == 3_000
+    assert masked.figures(draw) == pytest.approx(figures, rel=1e-5)
+
+
+def test_the_noise_of_a_part_is_that_of_the_whole():
+    whole = numpy(Uniform(3, 7)((1, 1, 50, 1), stream=2))
+    np.testing.assert_array_equal(numpy(Uniform(3, 7, 20)((1, 1, 30, 1), stream=2)), whole[:, :, 20:])

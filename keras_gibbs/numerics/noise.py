@@ -61,6 +61,7 @@ class Uniform:
     Args:
         key: The seed of one weight: a Python int, of which the low 64 bits count, or its two halves, low first, as an int32 or uint32 tensor of shape (2,).
         counter: Scalar int32 or uint32 tensor (or int), the number of the draw: one more for every training step.
+        start: Scalar int32 tensor (or int), where the numbers begin: those of a part of an array, the rest of which is drawn elsewhere.
 
     Call arguments:
         shape: Tuple of ints, the shape of the numbers.
@@ -76,7 +77,8 @@ class Uniform:
     (2, 3)
     """
 
-    def __init__(self, key: int | Tensor, counter: Tensor):
+    def __init__(self, key: int | Tensor, counter: Tensor, start: Tensor | int | None = None):
+        self._start = start
         self._of = of = _Arrays if is_known_now(key) and is_known_now(counter) else _Tensors
         if isinstance(key, int):
             low, high = key & 0xFFFFFFFF, key >> 32
@@ -90,7 +92,9 @@ class Uniform:
         stream = of.word(stream) * of.word(_GOLDEN)
         first = _mix(of, self._first + stream)
         second = _mix(of, of.bitwise_xor(self._second, stream) + first)
-        bits = _mix(of, of.positions(math.prod(shape)) * of.word(_GOLDEN) + first, inject=second)
+        positions = of.positions(math.prod(shape))
+        positions = positions if self._start is None else positions + of.word(self._start)
+        bits = _mix(of, positions * of.word(_GOLDEN) + first, inject=second)
         uniform = ops.cast(of.right_shift(bits, of.word(8)), "float32") * np.float32(2.0**-24)
         return ops.reshape(uniform, shape)
 

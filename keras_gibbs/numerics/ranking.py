@@ -5,7 +5,7 @@ A float is compared through its bit pattern, an integer whose order is the order
 takes 600 ms), the result is the exact order statistic, and a search that starts from the last step's answer needs one or two counts.
 
 `key` below is always such an ordered int32. Scores have any shape and are ranked over all their entries; only `top` knows contests. Keys whose values are
-known, outside of compiled code, are partitioned by NumPy.
+known, outside of compiled code, are NumPy's to rank.
 """
 
 import math
@@ -14,10 +14,11 @@ from collections.abc import Callable
 import numpy as np
 from keras import ops
 
-from keras_gibbs.numerics.compilation import is_known, runs_at_once, traced_once
+from keras_gibbs.numerics.compilation import is_known, on_host, runs_at_once, traced_once
 from keras_gibbs.typing import Tensor
 
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
+CHUNK = 2**18  # keys that NumPy looks at together
 UNROLLED = 32  # contests of so many groups are ranked without a loop
 _FIRST_STEP = 2**17  # 1/64 of an octave: about what a threshold moves between two training steps
 
@@ -113,7 +114,7 @@ def cut(keys: Tensor, kept: Tensor | int, guess: Tensor | None = None) -> tuple[
         are kept.
     """
     if is_known(keys) and is_known(kept):
-        return _cut_on_host(ops.convert_to_numpy(keys), int(ops.convert_to_numpy(kept)))
+        return _cut_on_host(on_host(keys).reshape(-1), int(ops.convert_to_numpy(kept)))
     keys, kept = ops.reshape(keys, (-1,)), ops.cast(kept, "int32")
     if not runs_at_once():
         return _cut_by_bits(keys, kept)
@@ -168,31 +169,59 @@ def _cut_by_bits(keys, kept):
 
 def _cut_at(key, keys, kept):
     size = _size(keys)
-    positions = ops.arange(ops.shape(keys)[0], dtype="int32")
     key = ops.where(ops.equal(kept, 0), _int(HIGHEST), key)
     wanted = kept - _count(keys > key)  # so many of the equal ones
-    tied = keys == key
-    all_of_them = _count(tied) <= wanted
+    all_of_them = _count(keys == key) <= wanted
     low = ops.where(all_of_them, size - 2, _int(-1))
-    index = _search(lambda middle: _count(ops.logical_and(tied, positions <= middle)) >= wanted, low, size - 1) + 1
+
+    def reaches(middle):  # what a loop takes along it copies: the keys, and no positions
+        positions = ops.arange(ops.shape(keys)[0], dtype="int32")
+        return _count(ops.logical_and(keys == key, positions <= middle)) >= wanted
+
+    index = _search(reaches, low, size - 1) + 1
     return key, ops.where(wanted > 0, index, _int(-1))
 
 
 def _cut_on_host(keys, kept):
-    keys = keys.reshape(-1)
     if kept == 0:
         return _int(HIGHEST), _int(-1)
-    key = np.partition(keys, keys.size - kept)[keys.size - kept]
+    key = _statistic_on_host(keys, keys.size - kept)
     wanted = kept - int(np.count_nonzero(keys > key))
     tied = np.flatnonzero(keys == key)
     return _int(key), _int(keys.size - 1 if wanted == tied.size else tied[wanted - 1])
 
 
+def _statistic_on_host(keys, rank):
+    """The key of ascending `rank`; of many keys by their upper halves first, then by the lower halves of those that share its upper one, without a copy."""
+    if keys.size <= CHUNK:
+        return np.partition(keys, rank)[rank]
+    chunks = [keys[start : start + CHUNK] for start in range(0, keys.size, CHUNK)]
+    upper, rank = _bin_of(sum(np.bincount((chunk >> 16) + 2**15, minlength=2**16) for chunk in chunks), rank)
+    lower, _ = _bin_of(sum(np.bincount(chunk[chunk >> 16 == upper - 2**15] & 0xFFFF, minlength=2**16) for chunk in chunks), rank)
+    return ((upper - 2**15) << 16) + lower
+
+
+def _bin_of(counts, rank):
+    """The bin that holds what is number `rank` of all, and its number within that."""
+    below = np.cumsum(counts)
+    found = int(np.searchsorted(below, rank, side="right"))
+    return found, rank - int(below[found] - counts[found])
+
+
 def keep(keys: Tensor, key: Tensor, index: Tensor) -> Tensor:
     """The mask that a `cut` stands for: float32 in the shape of `keys`, 1 where it keeps."""
+    if all(map(is_known, (keys, key, index))):
+        return _keep_on_host(on_host(keys), int(on_host(key)), int(on_host(index)))
     positions = ops.reshape(ops.arange(ops.size(keys), dtype="int32"), ops.shape(keys))
     tied_and_first = ops.logical_and(keys == key, positions <= index)
     return ops.cast(ops.logical_or(keys > key, tied_and_first), "float32")
+
+
+def _keep_on_host(keys, key, index):
+    kept = keys.reshape(-1) > key
+    tied = np.flatnonzero(keys == key)
+    kept[tied[tied <= index]] = True
+    return ops.cast(ops.convert_to_tensor(kept.reshape(keys.shape)), "float32")
 
 
 def top(keys: Tensor, kept: Tensor | int) -> Tensor:
@@ -254,18 +283,31 @@ def quantile(scores: Tensor, rank: Tensor | int, offset: Tensor | float, guess: 
     Returns:
         Scalar float32.
     """
-    keys = to_key(scores)
     rank = ops.cast(rank, "int32")
-    if is_known(keys) and is_known(rank):
-        key = _int(np.partition(ops.convert_to_numpy(keys).reshape(-1), at := int(ops.convert_to_numpy(rank)))[at])
-    elif guess is None:
+    if is_known(scores) and is_known(rank):
+        value, following = _neighbours_on_host(on_host(scores).reshape(-1), int(ops.convert_to_numpy(rank)))
+    else:
+        value, following = _neighbours(to_key(scores), rank, guess)
+    return value + ops.cast(offset, "float32") * (following - value)
+
+
+def _neighbours(keys, rank, guess):
+    if guess is None:
         key = order_statistic(keys, rank)
     else:
         bound = track(lambda: keys, rank, guess, 0)  # so many keys lie under it, but it need not be one
         key = ops.min(ops.where(keys >= bound, keys, _int(HIGHEST)))
     above = ops.where(_count(keys <= key) > rank + 1, key, ops.min(ops.where(keys > key, keys, _int(HIGHEST))))
-    value, following = from_key(key), from_key(ops.where(above == HIGHEST, key, above))
-    return value + ops.cast(offset, "float32") * (following - value)
+    return from_key(key), from_key(ops.where(above == HIGHEST, key, above))
+
+
+def _neighbours_on_host(scores, rank):
+    bits = scores.astype("float32", copy=False).view("int32")
+    keys = np.where(bits < 0, LOWEST - bits, bits) if np.min(bits) < 0 else bits
+    key = _statistic_on_host(keys, rank)
+    tied = np.count_nonzero(keys <= key) > rank + 1
+    above = key if tied else np.min(keys, where=keys > key, initial=HIGHEST)
+    return from_key(_int(key)), from_key(_int(key if above == HIGHEST else above))
 
 
 def track(keys: Callable[[], Tensor], below: Tensor | int, guess: Tensor, tolerance: int) -> Tensor:

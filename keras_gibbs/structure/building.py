@@ -1,5 +1,7 @@
 """Build a layer, and all the layers inside it, from what is known of its calls."""
 
+import contextlib
+
 import keras
 from keras import tree
 
@@ -9,6 +11,19 @@ from keras_gibbs.structure.graph import walk
 def is_built(layer) -> bool:
     """Whether a layer and all layers inside it are built; of a layer without a `build` of its own Keras knows only whether it was called."""
     return all(part.built for part in walk(layer))
+
+
+@contextlib.contextmanager
+def zero_starts(layer):
+    """While this lasts, the weights that `layer` and the layers inside it build are zeros: for a copy that gets its values anyway, random ones are waste."""
+    given = [(part, name, value) for part in walk(layer) for name, value in vars(part).items() if isinstance(value, keras.initializers.Initializer)]
+    for part, name, _ in given:
+        setattr(part, name, keras.initializers.Zeros())
+    try:
+        yield
+    finally:
+        for part, name, value in given:
+            setattr(part, name, value)
 
 
 def specs_of(args, kwargs):

@@ -1,5 +1,6 @@
 """Copy a model with some of its layers replaced."""
 
+import collections
 import contextlib
 import functools
 import inspect
@@ -10,6 +11,7 @@ from collections.abc import Callable
 import keras
 from keras import tree
 
+from keras_gibbs.structure.building import zero_starts
 from keras_gibbs.structure.graph import has_graph, named_walk, unwrapped
 
 
@@ -66,6 +68,7 @@ def clone(
             flags.append((replacement, layer.trainable))
             return replacement
         copied = from_config(layer)
+        building.enter_context(zero_starts(copied))
         pairs.append((layer, copied))
         return wrap(layer, copied) if wrap else copied
 
@@ -90,7 +93,8 @@ def clone(
         carry_attributes(part, built)
         return built
 
-    result = visit(model)
+    with contextlib.ExitStack() as building:
+        result = visit(model)
     # Setting the flag of a model sets those of its layers: models first, the outermost one before those in it.
     for part, trainable in models[::-1] + flags:
         set_trainable(part, trainable)
@@ -122,6 +126,15 @@ def from_config(layer):
         return type(layer).from_config(layer.get_config())
 
 
+def built_copy(layer):
+    """A copy of a built `layer` with what it has learned, without the wrappers of keras_gibbs in it."""
+    copied = from_config(layer)
+    with zero_starts(copied):
+        copied.build_from_config(layer.get_build_config())
+    transfer(layer, copied)
+    return copied
+
+
 def transfer(source, target) -> None:
     """Give `target` what `source` has learned, its own weights and what it keeps beside them, and its `trainable` flags; likewise their parts.
 
@@ -134,12 +147,22 @@ def transfer(source, target) -> None:
         store = {}
         part.save_own_variables(store)
         if store or part.weights:
-            # As arrays: on JAX two variables would share one buffer, which training of one model takes from the other.
-            copied.load_own_variables({name: keras.ops.convert_to_numpy(value) for name, value in store.items()})
+            copied.load_own_variables(_Copies(store))
         if hasattr(part, "load_assets"):  # a vocabulary, say
             with tempfile.TemporaryDirectory() as folder:
                 part.save_assets(folder)
                 copied.load_assets(folder)
+
+
+class _Copies(collections.UserDict):
+    """What a layer has saved, each value copied as it is read, so that there is one copy at a time.
+
+    On JAX two variables would share one buffer, which training of one model takes from the other; TensorFlow shares it until one of them is written.
+    """
+
+    def __getitem__(self, name):
+        value = super().__getitem__(name)
+        return keras.ops.copy(value) if isinstance(value, keras.Variable) else keras.ops.convert_to_numpy(value)
 
 
 def carry_attributes(source, target) -> None:
@@ -168,12 +191,7 @@ def carry_attributes(source, target) -> None:
 
 def _beside(layer):
     """A copy of a layer that stands beside the graph of a model."""
-    if has_graph(layer):
-        return clone(layer)[0]
-    copied = from_config(layer)
-    copied.build_from_config(layer.get_build_config())
-    transfer(layer, copied)
-    return copied
+    return clone(layer)[0] if has_graph(layer) else built_copy(layer)
 
 
 def _holds_state(value):

@@ -10,7 +10,7 @@ import pytest
 from keras import layers
 
 import keras_gibbs as kg
-from keras_gibbs.weights import compiled_masks
+from keras_gibbs.compiled_masks import compiled_masks
 
 JAX = keras.backend.backend() == "jax"
 

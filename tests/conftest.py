@@ -5,7 +5,7 @@ import gc
 import keras
 import pytest
 
-from keras_gibbs.weights import compiled_masks
+from keras_gibbs.compiled_masks import compiled_masks
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow

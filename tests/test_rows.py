@@ -7,10 +7,11 @@ import pytest
 from keras import ops
 
 import keras_gibbs as kg
+from keras_gibbs.compiled_masks import CompiledMasks
+from keras_gibbs.masks import Masks
 from keras_gibbs.numerics.noise import Uniform
 from keras_gibbs.numerics.rows import LONGEST, SHORTEST, row_length
 from keras_gibbs.structure.layouts import Layout
-from keras_gibbs.weights import CompiledMasks, Masks
 
 METHODS = {
     "gibbs": kg.Gibbs(0.9, beta=3.0),
@@ -79,7 +80,7 @@ def test_a_weight_beyond_the_longest_row_trains_and_infers_as_others_do(method, 
         return losses, model.predict(x, verbose=0), kg.sparsity(model), [numpy(weight) for weight in model.trainable_weights]
 
     small = trained()
-    for module in ("keras_gibbs.weights", "keras_gibbs.numerics.rows"):
+    for module in ("keras_gibbs.weights", "keras_gibbs.compiled_masks", "keras_gibbs.numerics.rows"):
         monkeypatch.setattr(f"{module}.LONGEST", 10)
     keras.tree.map_structure(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6), small, trained())
 
@@ -93,7 +94,7 @@ def test_the_figures_of_a_weight_beyond_the_longest_row_are_those_of_its_parts_t
     masked.assign({"sparsity": 0.85})
     draw = ops.convert_to_tensor(np.int32(5))
     count, figures = masked.count(), masked.figures(draw)
-    for module in ("keras_gibbs.weights", "keras_gibbs.numerics.rows"):
+    for module in ("keras_gibbs.weights", "keras_gibbs.compiled_masks", "keras_gibbs.numerics.rows"):
         monkeypatch.setattr(f"{module}.LONGEST", 6_000)
     parts = masked._reported("count", masked.masks.decide)
     assert [size for size, _ in parts] == [6_000, 6_000, 6_000, 2_000] and len({int(kept) for _, kept in parts}) > 1

@@ -5,7 +5,7 @@ import gc
 import keras
 import pytest
 
-from keras_gibbs.compiled_masks import compiled_masks
+from keras_gibbs.compiled_masks import compiled_masks, traced_masks
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
@@ -35,6 +35,7 @@ def nothing_left_behind():
     """Compiled programs go with the file that needed them: a worker of all tests would grow to several GB. What stays is not looked through again."""
     yield
     compiled_masks.cache_clear()
+    traced_masks.cache_clear()
     keras.utils.clear_session()
     if keras.backend.backend() == "jax":
         import jax

@@ -14,7 +14,7 @@ import keras_gibbs as kg
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.accuracy import budgets, compare, experiment, levels, methods, plots, regimes, report, runs, suites, tables, train_tfmot, training
+from benchmarks.accuracy import budgets, compare, experiment, levels, methods, plots, regimes, report, runs, suites, survey, tables, train_tfmot, training
 from benchmarks.common import data, networks, results
 
 without_xla = pytest.fixture(scope="module", autouse=True)(xla(False))
@@ -231,6 +231,19 @@ def test_differences_are_paired_and_a_verdict_needs_five_seeds():
     assert levels.verdict([1.0, -1.0, 1.0, -1.0, 0.5]).endswith("undecided") and levels.verdict([-1.0, -1.1, -1.2, -1.0, -0.9]).endswith("behind")
     rows = levels.accuracies(suites.SUITES["resnet8"], results)
     assert rows[0] == {"test accuracy, %": "tfmot", "90 %": "64.0 ± 3.2 (5)"} and rows[-1]["90 %"] == "50.0 (1) at 70.0 %"
+
+
+def test_the_survey_is_a_table_of_three_seeds_with_the_best_method_first():
+    def run(top1):
+        return {"final": {"test": {"top1": top1}, "pruned_sparsity": 0.9}}
+
+    known = {"dense": {0: run(0.7)}, "tfmot-90": {0: run(0.6), 1: run(0.62)}, "set-90": {0: run(0.58)}, "lottery-90": {0: run(0.63), 1: run(0.64), 7: run(0.1)}}
+    assert survey.table({name: known[name] for name in ("dense", "tfmot-90")}) == []
+    rows = survey.table(known)
+    assert [row["method"] for row in rows] == ["not pruned", "lottery", "tfmot", "set"]
+    assert rows[1]["test accuracy at 90 %"] == "63.5 ± 0.7 (2)" and rows[1]["less TF-MOT at 90 %"] == "+2.5 (2)" and rows[1]["trainings"] == "4"
+    assert rows[3]["less TF-MOT at 90 %"] == "-2.0 (1)" and not rows[3]["test accuracy at 95 %"]
+    assert set(survey.NEW) == set(methods.SURVEY)
 
 
 def test_regimes_stand_in_one_table_and_one_plot(tmp_path, monkeypatch, capsys):

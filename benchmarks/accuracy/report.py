@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.accuracy import levels, plots, regimes
+from benchmarks.accuracy import levels, plots, regimes, survey
 from benchmarks.accuracy.suites import SUITES
 from benchmarks.accuracy.tables import describe, finished, markdown, show, spread
 from benchmarks.common.results import RESULTS, write_text
@@ -65,7 +65,8 @@ def rows(suite, results):
 def parts(suite, results):
     """A line on the runs, lines on the methods, and the tables by name."""
     if levels.levels(suite, results):
-        return f"{describe(results)} {LEGEND}", levels.notes(suite, results), levels.tables(suite, results)
+        compared = survey.table(results)
+        return f"{describe(results)} {LEGEND}", levels.notes(suite, results), levels.tables(suite, results) | ({"survey": compared} if compared else {})
     return describe(results), [], {"accuracy": rows(suite, results)}
 
 

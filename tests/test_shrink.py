@@ -81,6 +81,7 @@ def test_what_keras_reshapes_before_a_nested_model_is_left_as_it_is():
     assert small.get_layer("first").units == 3 and small.get_layer("inner").layers[0].units == 5
     notes = {row["layer"]: row["note"] for row in kg.shrink(model, plan_only=True).rows}
     assert "inner/reshaped" in notes["squeezed"]
+    assert_equal(kg.sparse_ready(model), model)
 
 
 def test_a_layer_keeps_its_last_channel():

@@ -1,6 +1,6 @@
 """What pruning costs at every training step, as a ratio to the same model without it.
 
-    python benchmarks/cost/step_cost.py                  # all cases, about six minutes on two quiet cores
+    python benchmarks/cost/step_cost.py                  # all cases, about eight minutes on two quiet cores
     python benchmarks/cost/step_cost.py --quick          # three rounds
     python benchmarks/cost/step_cost.py --only mlp
 

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_gibbs.export import turning
+from keras_gibbs.export.regions import Regions, activation_of, is_1x1
 from keras_gibbs.export.wiring import Wiring, output_of
 
 
@@ -28,15 +29,11 @@ class Rebuilt:
     """The new graph, built call by call; `turn` says whether it is turned by 180 degrees."""
 
     def __init__(self, wiring: Wiring, turn: bool):
-        self.rows, self.left = [], []
-        self._wiring, self._turn = wiring, turn
+        self._wiring, self._turn, self._regions = wiring, turn, Regions(wiring)
+        self.rows, self.left = self._regions.rows, self._regions.left
         self._new = {id(tensor): tensor for tensor in tree.flatten(wiring.inputs)}  # id of a tensor of the old graph -> the new one
         self._turned = set()  # ids of new tensors that are turned
         self._flips, self._layers, self._copies, self._names = {}, {}, [], set()
-        self._gates, self._heads = self._regions()
-        self._scales, self._shifts, self._skipped = {}, {}, set()  # of kernels and biases, by id of the layer; ids of calls
-        for call in self._gates.values():
-            self._fold(call)
 
     def model(self, original: keras.Model) -> keras.Model:
         """The new model, with the weights of `original`."""
@@ -52,88 +49,13 @@ class Rebuilt:
             copy.trainable = layer.trainable
         return built
 
-    # What a pooled tensor is for: a gate is multiplied with feature maps again, a head never meets them.
-
-    def _regions(self):
-        gates, heads = {}, {}
-        for pool in self._wiring.calls:
-            if isinstance(pool.operation, turning.GLOBAL_POOLS) and pool.operation.data_format == "channels_last":
-                inside, meets = [pool], False
-                for call in inside:
-                    for reader in (reader for tensor in tree.flatten(call.outputs) for reader in self._wiring.readers(tensor)):
-                        if any(turning.is_map(tensor) for tensor in reader.inputs):
-                            meets = True
-                        elif reader not in inside:
-                            inside.append(reader)
-                if meets and all(self._fits_gate(call) for call in inside):
-                    gates |= {id(call): call for call in inside}
-                elif not meets and pool.operation.keepdims:
-                    heads |= {id(call): call for call in inside if self._fits_head(call)}
-                elif meets:
-                    self.left.append({"layer": pool.operation.name, "why": "not all that follows it has a form with 1x1 convolutions"})
-        return gates, heads
-
-    @staticmethod
-    def _fits_gate(call):
-        layer, shape = call.operation, output_of(call).shape
-        if isinstance(layer, keras.layers.Reshape):
-            return len(shape) == 4 and tuple(shape[1:3]) == (1, 1)
-        dense = type(layer) is keras.layers.Dense and len(shape) == 2
-        return dense or _is_1x1(layer) or isinstance(layer, turning.GLOBAL_POOLS) or turning.is_pointwise(layer)
-
-    @staticmethod
-    def _fits_head(call):
-        layer, shape = call.operation, output_of(call).shape
-        if isinstance(layer, (keras.layers.Reshape, keras.layers.Flatten)):
-            return len(shape) == 2
-        return _is_1x1(layer) or isinstance(layer, turning.GLOBAL_POOLS) or turning.is_pointwise(layer)
-
-    def _fold(self, call):
-        """Take the constants of a hard sigmoid, relu6(x + 3) / 6, into the convolutions around it: XNNPACK has no channels-first form of them."""
-        layer = call.operation
-        if _activation(layer) == "hard_sigmoid" and isinstance(layer, keras.layers.Activation):
-            before, after = self._convolution_before(call), self._convolution_after(call)
-            if before and after:
-                self._shifts[id(before.operation)], self._scales[id(after.operation)] = 3.0, 1 / 6
-                self._note(layer, "its constants taken into the convolutions around it")
-        elif _scalar(call) is not None and type(layer).__name__ == "Add" and (before := self._convolution_before(call)):
-            self._shifts[id(before.operation)] = _scalar(call)
-            self._skip(call)
-        elif _scalar(call) is not None and type(layer).__name__ == "Multiply" and (after := self._convolution_after(call)):
-            self._scales[id(after.operation)] = _scalar(call)
-            self._skip(call)
-
-    def _skip(self, call):
-        self._skipped.add(id(call))
-        self._note(call.operation, "left out: its constant is taken into a convolution")
-
-    def _convolution_before(self, call):
-        """The 1x1 convolution with a bias whose only reader a call is."""
-        before = self._wiring.giver(call.inputs[0])
-        fits = before and _is_1x1(before.operation) and before.operation.use_bias and _activation(before.operation) == "linear"
-        return before if fits and self._is_alone(before) else None
-
-    def _convolution_after(self, call):
-        """The 1x1 convolution that alone reads the product of a gate and feature maps."""
-        product = self._wiring.readers(output_of(call))
-        if len(product) != 1 or not any(turning.is_map(tensor) for tensor in product[0].inputs) or type(product[0].operation).__name__ != "Multiply":
-            return None
-        after = self._wiring.readers(output_of(product[0]))
-        outputs = {id(tensor) for tensor in tree.flatten(self._wiring.outputs)}
-        fits = len(after) == 1 and _is_1x1(after[0].operation) and id(output_of(product[0])) not in outputs
-        return after[0] if fits and self._is_alone(after[0], readers=None) else None
-
-    def _is_alone(self, call, readers=1):
-        calls = sum(each.operation is call.operation for each in self._wiring.calls)
-        return calls == 1 and readers in (None, len(self._wiring.readers(output_of(call))))
-
     # One call
 
     def _rebuild(self, call):
         layer = call.operation
-        if id(call) in self._gates:
+        if id(call) in self._regions.gates:
             new = self._in_gate(call)
-        elif id(call) in self._heads:
+        elif id(call) in self._regions.heads:
             new = self._in_head(call)
         elif isinstance(layer, turning.WINDOWS) and turning.is_map(call.inputs[0]):
             new = self._window(call)
@@ -176,7 +98,7 @@ class Rebuilt:
         flip = _flip if self._turn and max(layer.kernel_size) > 1 else _same
         x = self._get(source, self._turn)
         if flip is _flip:
-            self._note(layer, "kernel turned by 180 degrees")
+            self._regions.note(layer, "kernel turned by 180 degrees")
         keeps = layer.padding == "same" and turning.strides_of(layer) == (1, 1) and changed == pads
         if not keeps and any(map(any, changed)):
             before = self._wiring.giver(call.inputs[0])
@@ -185,7 +107,7 @@ class Rebuilt:
             if self._turn:
                 self._mark(x)
             if changed != pads or layer.padding == "same":
-                self._note(layer, "padded explicitly, on every side alike where that is the same" if changed != pads else "padded explicitly")
+                self._regions.note(layer, "padded explicitly, on every side alike where that is the same" if changed != pads else "padded explicitly")
         output = self._copy(layer, flip, padding="same" if keeps else "valid")(x)
         if self._turn:
             self._mark(output)
@@ -213,15 +135,15 @@ class Rebuilt:
 
     def _in_gate(self, call):
         layer = call.operation
-        if id(call) in self._skipped:
+        if id(call) in self._regions.skipped:
             return self._new[id(call.inputs[0])]
-        if _activation(layer) == "hard_sigmoid" and id(getattr(self._wiring.giver(call.inputs[0]), "operation", None)) in self._shifts:
+        if activation_of(layer) == "hard_sigmoid" and id(getattr(self._wiring.giver(call.inputs[0]), "operation", None)) in self._regions.shifts:
             return self._named(keras.layers.ReLU, name=layer.name, max_value=6.0)(self._new[id(call.inputs[0])])
         if isinstance(layer, keras.layers.Reshape):
-            self._note(layer, "left out: pooling keeps its dimensions")
+            self._regions.note(layer, "left out: pooling keeps its dimensions")
             return self._new[id(call.inputs[0])]
         if type(layer) is keras.layers.Dense:
-            self._note(layer, "a 1x1 convolution in place of Dense")
+            self._regions.note(layer, "a 1x1 convolution in place of Dense")
             config = _shared_config(layer) | {"kernel_size": 1, "filters": layer.units}
             copy = self._new_layer(layer, keras.layers.Conv2D, lambda weights: [weights[0][None, None], *weights[1:]], **config)
             return copy(self._new[id(call.inputs[0])])
@@ -234,13 +156,13 @@ class Rebuilt:
         layer = call.operation
         if isinstance(layer, (keras.layers.Reshape, keras.layers.Flatten)):
             return self._new[id(call.inputs[0])]
-        if _is_1x1(layer):
-            self._note(layer, "Dense in place of a 1x1 convolution behind the last pooling")
+        if is_1x1(layer):
+            self._regions.note(layer, "Dense in place of a 1x1 convolution behind the last pooling")
             config = _shared_config(layer) | {"units": layer.filters}
             copy = self._new_layer(layer, keras.layers.Dense, lambda weights: [weights[0][0, 0], *weights[1:]], **config)
             return copy(self._new[id(call.inputs[0])])
         if isinstance(layer, turning.GLOBAL_POOLS):
-            self._note(layer, "without keepdims")
+            self._regions.note(layer, "without keepdims")
             return self._copy(layer, keepdims=False)(self._get_any(call.inputs[0]))
         args, kwargs = tree.map_structure(self._get_any, (call.args, call.kwargs))
         return self._copy(layer, **_on_last_axis(layer))(*args, **kwargs)
@@ -286,7 +208,7 @@ class Rebuilt:
         return self._layers[key]
 
     def _with_constants(self, layer, change):
-        scale, shift = self._scales.get(id(layer), 1.0), self._shifts.get(id(layer), 0.0)
+        scale, shift = self._regions.scales.get(id(layer), 1.0), self._regions.shifts.get(id(layer), 0.0)
         if (scale, shift) == (1.0, 0.0):
             return change
         return lambda weights: [change(weights)[0] * scale, *(weight + shift for weight in weights[1:])]
@@ -297,32 +219,12 @@ class Rebuilt:
         self._names.add(name)
         return cls.from_config({**config, "name": name})
 
-    def _note(self, layer, change):
-        if {"layer": layer.name, "change": change} not in self.rows:
-            self.rows.append({"layer": layer.name, "change": change})
-
 
 def _shared_config(layer):
     """The configuration of a Dense layer or a convolution that the other one has too."""
     keys = {"name", "trainable", "dtype", "activation", "use_bias", "activity_regularizer"}
     keys |= {f"{weight}_{part}" for weight in ("kernel", "bias") for part in ("initializer", "regularizer", "constraint")}
     return {key: value for key, value in layer.get_config().items() if key in keys}
-
-
-def _is_1x1(layer):
-    return type(layer) is keras.layers.Conv2D and layer.kernel_size == (1, 1) and layer.strides == (1, 1) and layer.groups == 1
-
-
-def _activation(layer):
-    return layer.get_config().get("activation") if isinstance(layer, (keras.layers.Activation, keras.layers.Conv2D)) else None
-
-
-def _scalar(call):
-    """The number that an operation between layers adds or multiplies by, or None."""
-    if isinstance(call.operation, keras.layers.Layer) or len(call.inputs) != 1 or len(call.args) != 2:
-        return None
-    [other] = [each for each in call.args if each is not call.inputs[0]] or [None]
-    return float(other) if isinstance(other, (int, float)) else None
 
 
 def _on_last_axis(layer):

@@ -95,11 +95,19 @@ class _Tracer:
         return outputs
 
     def _of_rank(self, model, inputs, names):
-        """Inputs of a nested model in the ranks that it takes: Keras reshapes those of another."""
+        """Inputs of a nested model in the ranks that it takes. Keras reshapes those of another rank; here a layer does."""
         others = {id(given): own for given, own in zip(tensors(inputs), model.inputs, strict=True) if len(given.shape) != len(own.shape)}
 
         def reshaped(leaf):
-            return self.call(_Reshaped(others[id(leaf)]), (*names, "reshaped"), (leaf,), {}) if id(leaf) in others else leaf
+            if id(leaf) not in others:
+                return leaf
+            shape = tuple(-1 if size is None else size for size in others[id(leaf)].shape[1:])
+            if shape.count(-1) > 1:
+                raise ValueError(
+                    f"Model {'/'.join(names)!r} is called on tensors of another rank than that of its inputs, which Keras reshapes without a trace. "
+                    f"Received: shape {tuple(leaf.shape)}, and several sizes left open. Reshape it by a layer in front of the model."
+                )
+            return self.call(keras.layers.Reshape(shape, name="reshaped"), (*names, "reshaped"), (leaf,), {})
 
         return tree.map_structure(reshaped, inputs)
 
@@ -139,17 +147,6 @@ class _Probe(keras.Operation):
     def compute_output_spec(self, *args, **kwargs):
         # A graph wires its outputs to the operation that made them, so an operation must not return a tensor of another one.
         return self.tracer.hand_out(self.tracer.call(self.operation, self.names, args, kwargs))
-
-
-class _Reshaped(keras.Operation):
-    """Gives a tensor the shape of an input of a model, as Keras does where their ranks differ; nothing is known of its channels."""
-
-    def __init__(self, own):
-        super().__init__()
-        self.own = own
-
-    def compute_output_spec(self, x):
-        return keras.KerasTensor(self.own.shape, x.dtype)
 
 
 def _inputs(model):

@@ -237,7 +237,7 @@ def test_a_saved_pruned_model_strips_to_the_same_predictions(make, tmp_path):
 
 
 @pytest.mark.few(
-    tensorflow=["gibbs-filter", "magnitude-global", "gumbel-target", "edropout", "rigl", "gibbs-curvature", "fixed", "greg"],
+    tensorflow=["gibbs-filter", "magnitude-global", "gumbel-target", "edropout", "rigl", "greg"],
     jax=["gibbs", "gumbel", "edropout"],
 )
 @every_method

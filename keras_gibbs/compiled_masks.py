@@ -18,7 +18,11 @@ from keras_gibbs.typing import State, Tensor
 
 @functools.lru_cache(maxsize=1024)
 def compiled_masks(masks: Masks, function: str) -> Callable:
-    """`masks.<function>`, compiled; weights of one kind share it, and with it the time that takes."""
+    """`masks.<function>`, compiled; weights of one kind share it, and with it the time that takes.
+
+    It stays when the models that used it go: a search that prunes one model after the other compiles once. TensorFlow keeps what XLA has compiled until the
+    process ends, whoever still refers to it, so that only sharing bounds the memory of many trials.
+    """
     return compiled(getattr(masks, function))
 
 

@@ -8,7 +8,7 @@ from keras import layers, ops
 
 import keras_gibbs as kg
 
-without_xla = pytest.fixture(autouse=True)(xla(on=False))
+without_xla = pytest.fixture(scope="module", autouse=True)(xla(on=False))
 MAGNITUDE = kg.Magnitude(0.5)
 
 

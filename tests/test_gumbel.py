@@ -125,7 +125,7 @@ def test_two_gumbels_and_any_common_shift_give_the_mask_of_one_logistic():
     assert np.array_equal(numpy(mask)[..., 0], keep)
 
 
-@pytest.mark.few(jax=["gumbel-smart", "supermask-None", "edge-popup-None"])
+@pytest.mark.few(tensorflow=["gumbel-smart", "gumbel-dynamic", "supermask-None", "edge-popup-smart"], jax=["gumbel-smart", "supermask-None", "edge-popup-None"])
 @pytest.mark.parametrize("rescale", ["smart", "dynamic", None])
 @every_learned
 def test_only_logits_scales_and_statistics_move(make, rescale):

@@ -10,7 +10,7 @@ import keras_gibbs as kg
 from keras_gibbs.model import selector
 from keras_gibbs.structure.prunable import prunable_weights
 
-without_xla = pytest.fixture(autouse=True)(xla(on=False))
+without_xla = pytest.fixture(scope="module", autouse=True)(xla(on=False))
 
 
 @keras.saving.register_keras_serializable(package="tests")

@@ -26,6 +26,7 @@ import keras_gibbs as kg
 
 without_xla = pytest.fixture(scope="module", autouse=True)(xla(False))
 with_xla = pytest.fixture(xla(True))
+some_on_jax = pytest.mark.few(jax=["dense", "einsum-heads", "conv2d", "conv2d-transpose", "depthwise2d"])  # which compiles every operation of every shape
 GIBBS = kg.Gibbs(0.5)
 RANDOM = [name for name, case in METHODS.items() if case.random]
 
@@ -59,6 +60,7 @@ def test_a_layer_that_keeps_everything_gives_the_plain_outputs(layer_case, train
     assert np.allclose(numpy(outputs), expected, atol=1e-6)
 
 
+@some_on_jax
 @every_layer
 def test_a_fixed_mask_acts_like_the_product_of_kernel_and_mask(layer_case):
     layer = layer_case.built()
@@ -70,6 +72,7 @@ def test_a_fixed_mask_acts_like_the_product_of_kernel_and_mask(layer_case):
         assert np.allclose(numpy(pruned(layer_case.inputs(), training=training)), expected, atol=1e-6)
 
 
+@some_on_jax
 @every_layer
 def test_symbolic_and_real_outputs_have_one_shape(layer_case):
     pruned = kg.Pruned(layer_case.make(), GIBBS)
@@ -384,6 +387,7 @@ def test_a_wrapped_layer_works_inside_time_distributed():
 # Saving.
 
 
+@some_on_jax
 @every_layer
 def test_a_saved_model_comes_back_with_its_weights_and_masks(layer_case, tmp_path):
     model = keras.Sequential([keras.Input(layer_case.input_shape), kg.Pruned(layer_case.built(), GIBBS, seed=2**63 + 1)])

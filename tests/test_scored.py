@@ -182,6 +182,7 @@ METHODS = {
 }
 
 
+@pytest.mark.few(jax=["grasp", "synflow"])
 @pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
 def test_masks_are_exact_train_and_leave_the_model_as_it_was(make):
     model = images()

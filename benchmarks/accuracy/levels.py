@@ -2,7 +2,7 @@
 
 import statistics
 
-from benchmarks.accuracy.methods import NOTES
+from benchmarks.accuracy.methods import NOTES, SURVEY
 from benchmarks.accuracy.tables import FEW, half_width
 
 LEADING = {  # what the question is about: family -> what a reader calls it
@@ -21,8 +21,9 @@ def accuracy(result):
 
 
 def families(suite, results):
-    """The families with results, in the order of the suite."""
-    return list(dict.fromkeys(variant.family for variant in suite.variants if variant.family and variant.name in results))
+    """The families with results, in the order of the suite; those of the survey have a table of their own."""
+    found = (variant.family for variant in suite.variants if variant.family and variant.name in results)
+    return [family for family in dict.fromkeys(found) if family not in SURVEY]
 
 
 def leading(suite, results):

@@ -9,7 +9,7 @@ import pytest
 
 from keras_gibbs.compiled_masks import compiled_masks, traced_masks
 
-LONG = ("test_distribution.py", "test_killed.py", "test_training.py", "test_coupled.py", "test_edropout.py", "test_kinds.py")  # files, however few tests they have
+LONG = ("test_distribution.py", "test_killed.py", "test_training.py", "test_coupled.py", "test_edropout.py", "test_kinds.py")  # files
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow

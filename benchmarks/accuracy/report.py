@@ -82,7 +82,7 @@ def in_markdown(suite, results, names=()):
     title, notes, tables = parts(suite, results)
     if missing := set(names) - set(tables):
         raise SystemExit(f"There is no table `{'`, `'.join(sorted(missing))}` of {describe(results)} There are `{'`, `'.join(tables)}`.")
-    listed = ["\n".join(f"- {note}" for note in notes)] if notes and names != ["short"] else []
+    listed = ["\n".join(f"- {note}" for note in notes)] if notes and names not in (["short"], ["survey"]) else []
     return "\n\n".join([title, *(markdown(tables[name]) for name in names or tables), *listed])
 
 

@@ -107,16 +107,12 @@ def main(arguments=None):
     parser.add_argument("networks", nargs="*", help=f"of {', '.join(FASTER)} (all)")
     parser.add_argument("--runs", type=int, default=10, help="timed runs of a file a round (%(default)s)")
     parser.add_argument("--rounds", type=int, default=9, help="rounds (%(default)s)")
-    parser.add_argument("--root", type=Path, default=BUILD / "arm64", help="folder of the emulated machine (build/arm64)")
-    parser.add_argument("--sources", type=Path, metavar="FILE", help="apt sources that carry arm64, if those of this machine do not")
+    arm64_latency.add_machine_arguments(parser)
     parser.add_argument("--out", type=Path, default=RESULTS / "arm64_applications.jsonl", help="the file of results")
     given = parser.parse_args(arguments)
     if unknown := set(given.networks) - set(FASTER):
         parser.error(f"networks are {', '.join(FASTER)}. Received: {', '.join(sorted(unknown))}.")
-    try:
-        machine = arm64.machine(given.root, given.sources)
-    except arm64.SetupError as error:
-        raise SystemExit(str(error)) from error
+    machine = arm64_latency.machine_of(given)
     folder = BUILD / "applications"
     folder.mkdir(parents=True, exist_ok=True)
     met = True

@@ -216,6 +216,20 @@ def show(files, title):
     print(render(title, [("file", "left"), *((heading, "right") for heading in headings)], cells, notes))
 
 
+def add_machine_arguments(parser):
+    """The arguments of a script that say where the emulated machine is."""
+    parser.add_argument("--root", type=Path, default=BUILD / "arm64", help="folder of the emulated machine (build/arm64)")
+    parser.add_argument("--sources", type=Path, metavar="FILE", help="apt sources that carry arm64, if those of this machine do not")
+
+
+def machine_of(given):
+    """The emulated machine that the arguments of a script name, set up first where parts of it are missing; the script ends where it cannot be."""
+    try:
+        return arm64.machine(given.root, given.sources)
+    except arm64.SetupError as error:
+        raise SystemExit(str(error)) from error
+
+
 def parse(arguments=None):
     """The command line, checked."""
     parser = argparse.ArgumentParser(description="Run and time .tflite files on an emulated ARM64 machine.")
@@ -225,8 +239,7 @@ def parse(arguments=None):
     parser.add_argument("--runs", type=int, default=10, help="timed runs of a file a round (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds (%(default)s)")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds that a file may take a round (%(default)s)")
-    parser.add_argument("--root", type=Path, default=BUILD / "arm64", help="folder of the emulated machine (build/arm64)")
-    parser.add_argument("--sources", type=Path, metavar="FILE", help="apt sources that carry arm64, if those of this machine do not")
+    add_machine_arguments(parser)
     parser.add_argument("--out", type=Path, help="the file of results (arm64_latency.jsonl in build/; in benchmarks/results/ with --mobilenet)")
     given = parser.parse_args(arguments)
     if given.mobilenet == bool(given.files):
@@ -256,10 +269,7 @@ def parse(arguments=None):
 
 def main(arguments=None):
     given = parse(arguments)
-    try:
-        machine = arm64.machine(given.root, given.sources)
-    except arm64.SetupError as error:
-        raise SystemExit(str(error)) from error
+    machine = machine_of(given)
     if given.mobilenet:
         print("Writing the files of the MobileNet ...", flush=True)
         files = mobilenet_files(BUILD / "mobilenet")

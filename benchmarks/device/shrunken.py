@@ -150,16 +150,12 @@ def main(arguments=None):
     parser.add_argument("--arm64", action="store_true", help="run them on an emulated ARM64 machine too")
     parser.add_argument("--arm64-runs", type=int, default=1, help="timed runs of a file a round there (%(default)s)")
     parser.add_argument("--arm64-rounds", type=int, default=3, help="rounds there (%(default)s)")
-    parser.add_argument("--root", type=Path, default=BUILD / "arm64", help="folder of the emulated machine (build/arm64)")
-    parser.add_argument("--sources", type=Path, metavar="FILE", help="apt sources that carry arm64, if those of this machine do not")
+    arm64_latency.add_machine_arguments(parser)
     parser.add_argument("--out", type=Path, default=RESULTS / "shrunken.jsonl", help="the file of results, which gets a line a network (%(default)s)")
     given = parser.parse_args(arguments)
     if unknown := set(given.networks) - set(NETWORKS):
         parser.error(f"networks are {', '.join(NETWORKS)}. Received: {', '.join(sorted(unknown))}.")
-    try:
-        machine = arm64.machine(given.root, given.sources) if given.arm64 else None
-    except arm64.SetupError as error:
-        raise SystemExit(str(error)) from error
+    machine = arm64_latency.machine_of(given) if given.arm64 else None
     records = []
     settings = {"side": given.side, "classes": given.classes, "seed": SEED, "runs": given.runs, "rounds": given.rounds, "threads": 1, "clock": "CPU time"}
     settings |= {"arm64_runs": given.arm64_runs, "arm64_rounds": given.arm64_rounds} if machine else {}

@@ -88,23 +88,20 @@ def runs_at_once() -> bool:
 
 
 def is_known(value) -> bool:
-    """Whether the values of a tensor, or of a number, can be read now: not within a function that is being traced."""
+    """Whether the values of a tensor, a variable or a number can be read now: on TensorFlow not while anything is being traced, of a constant neither."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        if not tf.executing_eagerly():
+            return False
     if isinstance(value, (int, float, np.generic, np.ndarray)):
         return True
-    if keras.backend.backend() == "jax":
+    if backend == "jax":
         import jax
 
         return not isinstance(value, jax.core.Tracer)
     return not isinstance(value, keras.KerasTensor) and hasattr(value, "numpy")
-
-
-def is_known_now(value) -> bool:
-    """`is_known`, where nothing is being traced at all: also of a variable, which within a function stands for what it will hold."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.executing_eagerly() and is_known(value)
-    return is_known(value)
 
 
 def on_host(value) -> np.ndarray:

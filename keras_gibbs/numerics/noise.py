@@ -10,7 +10,7 @@ import math
 import numpy as np
 from keras import ops
 
-from keras_gibbs.numerics.compilation import is_known_now
+from keras_gibbs.numerics.compilation import is_known
 from keras_gibbs.typing import Tensor
 
 _GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: neighbouring positions land far apart
@@ -79,7 +79,7 @@ class Uniform:
 
     def __init__(self, key: int | Tensor, counter: Tensor, start: Tensor | int | None = None):
         self._start = start
-        self._of = of = _Arrays if is_known_now(key) and is_known_now(counter) else _Tensors
+        self._of = of = _Arrays if is_known(key) and is_known(counter) else _Tensors
         if isinstance(key, int):
             low, high = key & 0xFFFFFFFF, key >> 32
         else:
@@ -88,7 +88,7 @@ class Uniform:
         self._second = _mix(of, self._first + of.word(high) + of.word(_GOLDEN))
 
     def __call__(self, shape: tuple[int, ...], stream: Tensor | int = 0) -> Tensor:
-        of = self._of if is_known_now(stream) else _Tensors
+        of = self._of if is_known(stream) else _Tensors
         stream = of.word(stream) * of.word(_GOLDEN)
         first = _mix(of, self._first + stream)
         second = _mix(of, of.bitwise_xor(self._second, stream) + first)

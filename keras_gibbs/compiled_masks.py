@@ -82,7 +82,7 @@ class CompiledMasks:
             part = {name: ops.slice(x, (0, 0, start, 0), (*x.shape[:2], size, x.shape[3])) if len(x.shape) == 4 else x for name, x in state.items()}
             if "cut_index" in part:
                 part["cut_index"] = part["cut_index"] - start
-            run = CompiledMasks(Masks(self._masks.method, (size,), Layout((), (), (0,))))
+            run = CompiledMasks(_of_row(self._masks.method, size))
             yield size, run(function, ops.slice(row, (start,), (size,)), part, *args, ops.convert_to_tensor(np.int32(start)))
 
     def _restore(self, x):

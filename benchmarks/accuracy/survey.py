@@ -3,6 +3,7 @@
 import statistics
 
 from benchmarks.accuracy.levels import accuracy, differences, mean, verdict
+from benchmarks.accuracy.methods import SURVEY
 
 LEVELS = (90, 95)
 SEEDS = (0, 1, 2)  # of every method, though some have more
@@ -22,7 +23,7 @@ WHEN = {  # family -> when its masks are found, and how many trainings it takes
     "magnitude-before": ("before training, by initial weights", 1),
     "random-shape": ("before training, by chance", 1),
 }
-NEW = tuple(family for family in WHEN if family not in ("gibbs-recommended", "magnitude-shape", "tfmot"))
+NEW = tuple(family for family in WHEN if family in SURVEY)
 
 
 def of_seeds(results, name):

@@ -6,7 +6,7 @@ from keras import ops
 from keras_gibbs.typing import Tensor
 
 SHORTEST, LONGEST = 2**12, 2**20  # weights beyond the longest row are few in a model, and a copy of one costs time: they keep their own size
-REPORTED = (2**14, 2**17, 2**20)  # of what runs seldom: longer rows take less time than the compilation of more lengths
+REPORTED = (2**14, 2**17, LONGEST)  # of what runs seldom: longer rows take less time than the compilation of more lengths
 
 
 def row_length(size: int) -> int:
@@ -18,8 +18,8 @@ def row_length(size: int) -> int:
 
 
 def reported_length(size: int) -> int:
-    """The length of the row in which a report of a weight of `size` entries is compiled; `size` beyond `LONGEST`."""
-    return next((length for length in REPORTED if length >= size), size)
+    """The length of the row in which a report of a weight of `size` entries, at most `LONGEST`, is compiled."""
+    return next(length for length in REPORTED if length >= size)
 
 
 def lengthened(x: Tensor, length: int, axis: int = 0) -> Tensor:

@@ -1,23 +1,8 @@
-"""The variables of an optimizer: when they are made, and what they remember of a weight."""
+"""What an optimizer remembers of a weight."""
 
 import keras
 import numpy as np
 from keras import ops
-
-from keras_gibbs.structure.graph import walk
-
-
-def build_early(model: keras.Model) -> None:
-    """Let the optimizer of a compiled model make its variables before the first training step.
-
-    Keras makes them within that step where it has to; TensorFlow then traces an initial value for each and lifts it out of the graph, which takes about a
-    tenth of the time that a mobile network needs to come to its first step.
-    """
-    optimizer, own_step = getattr(model, "optimizer", None), type(model).train_step is not keras.Model.train_step
-    if optimizer is None or optimizer.built or own_step or not all(layer.built for layer in walk(model)):
-        return
-    if variables := model.trainable_variables:
-        optimizer.build(variables)
 
 
 def clear_slots(optimizer: keras.optimizers.Optimizer, trainable: list, variable, where: np.ndarray) -> None:

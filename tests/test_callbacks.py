@@ -438,3 +438,46 @@ def test_a_resumed_run_shares_out_what_is_kept_when_one_that_was_not_interrupted
 
     whole = moments(0)
     assert len(whole) > 100 and moments(1) == whole[whole.index(1 / 3) :]
+
+
+class Counted(keras.layers.Layer):
+    """Passes its inputs on, and counts how often it is called: while TensorFlow traces a step, once a trace."""
+
+    calls = 0
+
+    def call(self, x):
+        self.calls += 1
+        return x
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX finds out what a step needs without its values")
+@pytest.mark.parametrize(
+    ("loss", "metrics", "traces"),
+    [
+        ("sparse_categorical_crossentropy", ["accuracy"], 1),
+        (keras.losses.SparseCategoricalCrossentropy(), ["acc"], 1),
+        (keras.losses.categorical_crossentropy, ["accuracy", "AUC"], 1),
+        ("mse", ["mae"], 1),
+        ("mse", ["accuracy"], 2),  # which accuracy that is only the targets say
+        ("mse", {"outputs": ["mae"]}, 2),
+        ("mse", None, 1),
+    ],
+)
+def test_a_training_step_is_traced_once_and_logs_what_it_logs_without(loss, metrics, traces):
+    x, y = data()
+    y = y if "Sparse" in str(loss) or "sparse" in str(loss) else np.eye(3, dtype="float32")[y]
+    logs = []
+    for callback in ([kg.GibbsPruningCallback()], []):
+        keras.utils.set_random_seed(1)
+        counted = Counted()
+        layers = [keras.Input((5,)), counted, keras.layers.Dense(6), keras.layers.Dense(3, activation="softmax", name="outputs")]
+        pruned = kg.prune(keras.Sequential(layers), kg.Magnitude(0.5), seed=1)
+        pruned.compile("adam", loss, metrics=metrics)
+        inner = next(layer for layer in pruned.layers if isinstance(layer, Counted))
+        inner.calls = 0
+        logs.append(pruned.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=callback).history)
+        assert inner.calls == (traces if callback else 2)
+    early, late = logs
+    assert set(early) == set(late) | {"sparsity"}
+    for name, values in late.items():
+        np.testing.assert_allclose(early[name], values, rtol=1e-6, err_msg=name)

@@ -150,10 +150,11 @@ class Masks:
 
     def revise(self, weight: Tensor, state: State, progress: float, key: Tensor, draw: Tensor) -> dict[str, Any]:
         """What the method changes as training comes to `progress`; a new value of the weight, if there is one, in the weight's shape."""
-        uniform = Uniform(key, draw)
-        updates = dict(
-            self.method.revise(self.arrange(weight), state | self._filled, progress, lambda shape, stream=0: uniform(shape, stream=REVISING + stream))
-        )
+
+        def uniform(shape, stream=0):  # few methods ask for noise, and schedules may move at every step
+            return Uniform(key, draw)(shape, stream=REVISING + stream)
+
+        updates = dict(self.method.revise(self.arrange(weight), state | self._filled, progress, uniform))
         if "weight" in updates:
             updates["weight"] = ops.cast(self.restore(updates["weight"]), weight.dtype)
         return updates

@@ -58,6 +58,7 @@ class CompiledMasks:
         """`masks.infer_small(weight, state, moved)`, traced once for weights of every length where the method allows it: few operations in the graph."""
         if not self._length:
             return self._own.infer_small(weight, state, moved)
+        state = {name: value for name, value in state.items() if name not in self._masks.method.sampled}  # each is a variable that the graph reads
         run = traced_masks(_of_row(self._masks.method, 0, AnyLength), "infer_small", (weight.dtype, *state))
         row, updates = run(ops.reshape(weight, (-1,)), state, moved)
         return ops.reshape(row, self._shape), updates

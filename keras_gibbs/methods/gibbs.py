@@ -64,6 +64,8 @@ class Gibbs(WeighingMethod):
     Reference: Labach & Valaee 2020, https://arxiv.org/abs/2006.04981; the authors' code j201/gibbs-pruning (equations not checked).
     """
 
+    sampled = (*WeighingMethod.sampled, "threshold", "beta", "quantile_rank", "quantile_offset")
+
     hamiltonian: Hamiltonian | None = dataclasses.field(default=None, kw_only=True)
     beta: float | Schedule | None = dataclasses.field(default=None, kw_only=True)
     scale: str = dataclasses.field(default="absolute", kw_only=True)

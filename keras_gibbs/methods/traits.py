@@ -17,9 +17,11 @@ class FollowsWeights:
 
     Attributes:
         decided: The names of the state that `decide` may give.
+        sampled: The names of state that only `follow` and `sample` read: inference runs without it.
     """
 
     decided: tuple[str, ...] = ()
+    sampled: tuple[str, ...] = ()
 
     def follow(self, weight: Tensor, state: Mapping[str, Tensor], exact: bool = False) -> dict[str, Tensor]:
         """The state that `sample` needs, at every training step; it may refine that of the last step unless it is to be `exact`."""

@@ -33,6 +33,8 @@ class WeighingMethod(ObservesGradients, ChecksTraining, RankedMethod):
         settle: The progress of training from which the mask is held as it is, in (0, 1]; None for never.
     """
 
+    sampled = ("sparsity",)
+
     sparsity: float | Schedule | Budget
     structure: Structure = dataclasses.field(default=Unstructured(), kw_only=True)
     criterion: Criterion = dataclasses.field(default=SquaredWeight(), kw_only=True)

@@ -13,7 +13,7 @@ READY := .venv/.installed
 # The tests compile the same small programs again and again: JAX keeps them, for both workers.
 JAX_CACHE := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/build/jax_cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 # ... and run each of them a few times: XLA spends a quarter of the whole time on optimizing them.
-PYTEST := XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+PYTEST := XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all tests lint
 

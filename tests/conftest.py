@@ -9,10 +9,13 @@ import pytest
 
 from keras_gibbs.compiled_masks import compiled_masks, traced_masks
 
+LONG = ("test_distribution.py", "test_killed.py", "test_training.py", "test_coupled.py", "test_edropout.py", "test_kinds.py")  # files, however few tests they have
+
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(items):
-    """Marks that leave a test to `make test-all` become `slow`."""
+    """Marks that leave a test to `make test-all` become `slow`; what takes long comes first, so that no worker ends alone with it."""
+    items.sort(key=lambda item: item.path.name not in LONG)
     backend, cases = keras.backend.backend(), {}
     for item in items:
         few = item.get_closest_marker("few")

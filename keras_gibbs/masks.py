@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_gibbs.methods.base import PruningMethod
@@ -154,7 +155,8 @@ class Masks:
         def uniform(shape, stream=0):  # few methods ask for noise, and schedules may move at every step
             return Uniform(key, draw)(shape, stream=REVISING + stream)
 
-        updates = dict(self.method.revise(self.arrange(weight), state | self._filled, progress, uniform))
+        arranged = self.arrange(weight) if self.method.reads_weight(progress) else keras.KerasTensor(self.arranged_shape)
+        updates = dict(self.method.revise(arranged, state | self._filled, progress, uniform))
         if "weight" in updates:
             updates["weight"] = ops.cast(self.restore(updates["weight"]), weight.dtype)
         return updates

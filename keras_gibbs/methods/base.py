@@ -66,6 +66,10 @@ class PruningMethod(Configuration):
         """Whether `revise` may change anything as training comes from one progress, negative before the first, to another."""
         return True
 
+    def reads_weight(self, progress: float) -> bool:
+        """Whether `revise` looks at the values of the weight as training comes to `progress`; where not, it gets a symbolic tensor in the place of one."""
+        return True
+
     def revise(self, weight: Tensor, state: Mapping[str, Tensor], progress: float, uniform) -> dict[str, Any]:
         """What changes outside of the training step, whenever the callback moves the schedules.
 

@@ -112,6 +112,9 @@ class WeighingMethod(ObservesGradients, ChecksTraining, RankedMethod):
         """The mask of the groups of the highest scores."""
         return super().mode(weight, state)
 
+    def reads_weight(self, progress):
+        return type(self).revise is not WeighingMethod.revise or (self.settle is not None and progress >= self.settle)
+
     def revise(self, weight, state, progress, uniform):
         """Anneal; and from the progress `settle` on, hold the deterministic mask of that moment."""
         updates = super().revise(weight, state, progress, uniform)

@@ -145,6 +145,10 @@ class Masks:
         """`apply` where `mask` keeps, and 0, never -0, where it removes."""
         return ops.where(self.restore(mask) > 0, self.apply(weight, mask, state), ops.zeros((), weight.dtype))
 
+    def keys(self, weight: Tensor, state: State) -> Tensor:
+        """What a ranking method ranks the groups by, int32 `(1, 1, groups, contests)`."""
+        return self.method.keys(self.arrange(weight), state | self._filled)
+
     def scores(self, weight: Tensor, state: State) -> Tensor:
         """The scores by which a ranking method compares the groups, `(1, 1, groups, contests)`."""
         return self.method.scores(self.arrange(weight), state | self._filled)

@@ -203,11 +203,21 @@ class MaskedWeight:
 
     def count(self) -> int:
         """How many weights inference runs with that are not 0, its mask found anew."""
-        return sum(int(count) for _, count in self._reported("count", self.masks.decide))
+        return sum(int(count) for _, count in self._reported("count", self._decide))
+
+    def _decide(self, weight, state):
+        """`masks.decide` of a large weight."""
+        return self.masks.decide(weight, state) if runs_at_once() else self.method.decide_by(self._compiled("keys", weight, state), state)
+
+    def _follow(self, weight, state):
+        """`masks.follow` of a large weight; where single operations make copies of it, from what is found in one pass."""
+        if runs_at_once():
+            return self.masks.follow(weight, state)
+        return self.method.follow_by(lambda function: self._compiled(function, weight, state), state)
 
     def figures(self, draw: Tensor) -> dict[str, float]:
         """The method's own figures, from the current weight and state."""
-        parts = self._reported("figures", self.masks.follow, ops.convert_to_tensor(self.key), draw)
+        parts = self._reported("figures", self._follow, ops.convert_to_tensor(self.key), draw)
         rows = [(size, {name: float(ops.convert_to_numpy(value)) for name, value in found.items()}) for size, found in parts]
         return {name: float(np.float32(sum(size * row[name] for size, row in rows) / math.prod(self.weight.shape))) for name in rows[0][1]}
 

@@ -20,7 +20,7 @@ def build_early(model: keras.Model) -> None:
     """
     if type(model).train_step is keras.Model.train_step and all(layer.built for layer in walk(model)):
         _build_optimizer(model)
-        if keras.backend.backend() == "tensorflow":
+        if keras.backend.backend() == "tensorflow" and model.distribute_strategy.num_replicas_in_sync == 1:  # over replicas Keras makes them early itself
             _build_metrics(model)
 
 

@@ -328,6 +328,12 @@ def track(keys: Callable[[], Tensor], below: Tensor | int, guess: Tensor, tolera
         Scalar int32.
     """
 
+    def row():
+        return ops.reshape(keys(), (-1,))
+
+    def row_again():  # JAX takes what does not change out of the loop; of one axis it needs no copy
+        return row() if runs_at_once() else array
+
     def is_off(count):
         return ops.absolute(count - below) > tolerance
 
@@ -351,9 +357,9 @@ def track(keys: Callable[[], Tensor], below: Tensor | int, guess: Tensor, tolera
         inward = ops.where(halve, _middle(low, high), inward)
         key = ops.where(bracketed, inward, outward)
         step = ops.where(bracketed, step + 1, ops.minimum(step * 2, _int(2**29)))
-        return key, _count(keys() < key), low, high, below_low, below_high, step
+        return key, _count(row_again() < key), low, high, below_low, below_high, step
 
-    array = keys()
-    start = (guess, _count(array < guess), _int(LOWEST), _int(HIGHEST), _int(0), _size(ops.reshape(array, (-1,))), _int(_FIRST_STEP))
+    array = row()
+    start = (guess, _count(array < guess), _int(LOWEST), _int(HIGHEST), _int(0), _size(array), _int(_FIRST_STEP))
     key, count, low, *_ = ops.while_loop(unsettled, move, start)
     return ops.where(is_off(count), low, key)

@@ -5,10 +5,10 @@ import numpy as np
 
 from keras_gibbs import notices
 from keras_gibbs.arguments import require_flag
+from keras_gibbs.early_variables import build_early
 from keras_gibbs.layers import pruned_layers
 from keras_gibbs.methods.traits import ChecksTraining, SearchesModel, scope_of
 from keras_gibbs.model import distribute, sparsity
-from keras_gibbs.early_variables import build_early
 from keras_gibbs.optimizers import clear_slots
 from keras_gibbs.search.population import Searching
 from keras_gibbs.wrapping import mean_figures

@@ -9,7 +9,7 @@ import pytest
 
 from keras_gibbs.compiled_masks import compiled_masks, traced_masks
 
-LONG = ("test_distribution.py", "test_killed.py", "test_training.py", "test_coupled.py", "test_edropout.py", "test_kinds.py")  # files, however few tests they have
+LONG = tuple(f"test_{file}.py" for file in ("distribution", "killed", "training", "coupled", "edropout", "kinds"))  # however few tests they have
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow

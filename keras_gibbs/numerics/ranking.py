@@ -306,10 +306,7 @@ def _neighbours(keys, rank, guess):
 def _neighbours_on_host(scores, rank):
     bits = scores.astype("float32", copy=False).view("int32")
     keys = np.where(bits < 0, LOWEST - bits, bits) if np.min(bits) < 0 else bits
-    key = _statistic_on_host(keys, rank)
-    tied = np.count_nonzero(keys <= key) > rank + 1
-    above = key if tied else np.min(keys, where=keys > key, initial=HIGHEST)
-    return from_key(_int(key)), from_key(_int(key if above == HIGHEST else above))
+    return tuple(from_key(_int(_statistic_on_host(keys, place))) for place in (rank, min(rank + 1, keys.size - 1)))
 
 
 def track(keys: Callable[[], Tensor], below: Tensor | int, guess: Tensor, tolerance: int) -> Tensor:

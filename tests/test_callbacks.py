@@ -455,17 +455,14 @@ class Counted(keras.layers.Layer):
     ("loss", "metrics", "traces"),
     [
         ("sparse_categorical_crossentropy", ["accuracy"], 1),
-        (keras.losses.SparseCategoricalCrossentropy(), ["acc"], 1),
-        (keras.losses.categorical_crossentropy, ["accuracy", "AUC"], 1),
+        (keras.losses.CategoricalCrossentropy(), ["acc", "AUC"], 1),
         ("mse", ["mae"], 1),
         ("mse", ["accuracy"], 2),  # which accuracy that is only the targets say
-        ("mse", {"outputs": ["mae"]}, 2),
-        ("mse", None, 1),
     ],
 )
 def test_a_training_step_is_traced_once_and_logs_what_it_logs_without(loss, metrics, traces):
     x, y = data()
-    y = y if "Sparse" in str(loss) or "sparse" in str(loss) else np.eye(3, dtype="float32")[y]
+    y = y if loss == "sparse_categorical_crossentropy" else np.eye(3, dtype="float32")[y]
     logs = []
     for callback in ([kg.GibbsPruningCallback()], []):
         keras.utils.set_random_seed(1)

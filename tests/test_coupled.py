@@ -134,7 +134,7 @@ METHODS = {
 }
 
 
-@pytest.mark.few(tensorflow=["dynamic"], jax=["gumbel"])
+@pytest.mark.few(tensorflow=["search"], jax=["gumbel"])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_resumed_from_a_file_gives_the_same_bits_and_shrinks(name, tmp_path):
     x, y = data()

@@ -151,9 +151,6 @@ class Gibbs(WeighingMethod):
 
         return {"threshold": ranking.from_key(self.track(keys, weight.shape[2], state, state["quantile_rank"], ranking.to_key(state["threshold"])))}
 
-    def follow_by(self, measure, state):
-        return {"threshold": ranking.quantile(measure("scores"), state["quantile_rank"], state["quantile_offset"])}
-
     def field(self, weight, state):
         """b, per spin: positive where the weight should go."""
         worth = self.scores(weight, state) if self.law.one_spin_per_group else self.worth(weight, state)

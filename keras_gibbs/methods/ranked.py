@@ -100,18 +100,11 @@ class RankedMethod(FollowsWeights, SharesCounts, PruningMethod):
         return {"cut_key": key, "cut_index": _count_groups(weight, state) - 1}
 
     def decide(self, weight, state):
-        return self.decide_by(self.keys(weight, state), state)
-
-    def decide_by(self, keys: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`decide` of the weight with these `keys`."""
+        keys = self.keys(weight, state)
         if "cut_key" in state:
             key, index = ranking.cut(keys, state["kept"], guess=state["cut_key"])
-            return {"cut_key": key, "cut_index": ops.minimum(index, _count_groups(keys, state) - 1)}
+            return {"cut_key": key, "cut_index": ops.minimum(index, _count_groups(weight, state) - 1)}
         return {"decision": ops.cast(ranking.top(keys, state["kept"]), "bool")}
-
-    def follow_by(self, measure: Callable[[str], Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`follow`, exactly, of the weight whose `"keys"` and `"scores"` are what `measure` gives."""
-        return self.decide_by(measure("keys"), state)
 
     def decide_again(self, weight, state, moved):
         if not self.structure.one_contest:

@@ -204,19 +204,19 @@ class MaskedWeight:
 
     def count(self) -> int:
         """How many weights inference runs with that are not 0, its mask found anew."""
-        return sum(int(count) for _, count in self._reported("count", "decide"))
+        return sum(int(count) for _, count in self._reported("count", self._decide))
 
     def figures(self, draw: Tensor) -> dict[str, float]:
         """The method's own figures, from the current weight and state."""
-        parts = self._reported("figures", "follow", ops.convert_to_tensor(self.key), draw)
+        parts = self._reported("figures", self._follow, ops.convert_to_tensor(self.key), draw)
         rows = [(size, {name: float(ops.convert_to_numpy(value)) for name, value in found.items()}) for size, found in parts]
         return {name: float(np.float32(sum(size * row[name] for size, row in rows) / math.prod(self.weight.shape))) for name in rows[0][1]}
 
     def _reported(self, function, find, *args):
         """`masks.<function>` of the current weight and state, a list of the sizes of its parts and what that gives for each.
 
-        It is compiled where the weight is large, or where single operations would be compiled, too. The threshold of a large weight, which `masks.<find>`
-        finds, is left to NumPy: a search that is compiled makes several copies of the weight.
+        It is compiled where the weight is large, or where single operations would be compiled, too. The threshold of a large weight, which `find` finds, is
+        left to NumPy: a search that is compiled makes several copies of the weight.
         """
         weight, state = self.value(), self.values()
         if runs_at_once() and not self._is_large:
@@ -224,22 +224,31 @@ class MaskedWeight:
         elif not (self._is_large and "cut_key" in state):
             found = self._compiled.report(function, weight, state, *args)
         elif self.method.lengthens:
-            return list(self._compiled.in_parts(f"{function}_found", weight, state | self._found(find, weight, state), *args))
+            return list(self._compiled.in_parts(f"{function}_found", weight, state | find(weight, state), *args))
         else:
-            found = self._compiled(f"{function}_found", weight, state | self._found(find, weight, state), *args)
+            found = self._compiled(f"{function}_found", weight, state | find(weight, state), *args)
         return [(math.prod(self.weight.shape), found)]
 
-    def _found(self, find, weight, state):
-        """`masks.<find>` of a large weight, where `find` is "decide" or "follow".
+    def _decide(self, weight, state):
+        """`masks.decide` of a large weight."""
+        return self.masks.decide(weight, state) if self._sees_all else self._seen(weight, state).decide(self._symbolic, state)
 
-        On JAX every single operation makes a copy of the weight. There a method that lengthens, and so sees a weight through its keys and scores alone, gets
-        these from one pass each, and a symbolic weight.
-        """
-        if runs_at_once() or not self.method.lengthens:
-            return getattr(self.masks, find)(weight, state)
-        seen = {name: lambda *_, name=name: self._compiled(name, weight, state) for name in ("keys", "scores")}
-        method, symbolic = self.method.with_values(**seen), keras.KerasTensor(self.masks.arranged_shape)
-        return method.decide(symbolic, state) if find == "decide" else method.follow(symbolic, state, exact=True)
+    def _follow(self, weight, state):
+        """`masks.follow` of a large weight."""
+        return self.masks.follow(weight, state) if self._sees_all else self._seen(weight, state).follow(self._symbolic, state, exact=True)
+
+    @property
+    def _sees_all(self):
+        """Whether the method is given a large weight itself. On JAX every single operation makes a copy of it: not where it only needs keys and scores."""
+        return runs_at_once() or not self.method.lengthens
+
+    @property
+    def _symbolic(self):
+        return keras.KerasTensor(self.masks.arranged_shape)
+
+    def _seen(self, weight, state):
+        """The method, with its keys and scores of `weight` found in one pass each."""
+        return self.method.with_values(**{name: lambda *_, name=name: self._compiled(name, weight, state) for name in ("keys", "scores")})
 
     def scores(self, scale: float = 1.0) -> np.ndarray:
         """The scores by which a ranking method compares the groups, of `scale` times the weight; shape `(groups,)`, for a structure of one contest.
